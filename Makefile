@@ -1,0 +1,83 @@
+# Lanyard. `make` alone prints help; `make demo` and `make test` need nothing but Go and (for a real node) root on Debian 12.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# One set of build flags, so that product, tests and lab share one build cache.
+export CGO_ENABLED := 0
+export GOFLAGS := -trimpath -buildvcs=false
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+STATE   ?= $(CURDIR)/.lab
+TOOL    := go tool -modfile=go.tools.mod
+
+# The packages that import Kubernetes cost minutes under the race detector: they get it in `make presubmit` only.
+RACE := ./internal/azure/... ./internal/azrbac/... ./internal/binding/... ./internal/imds/... ./internal/oidc/... ./internal/token/... ./internal/entra/... ./internal/cloud/...
+
+##@ Start here
+
+.PHONY: help
+help: ## print this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+.PHONY: demo
+demo: build ## build everything, start it, play the story, print a table, stop
+	@bin/lanyard demo
+
+.PHONY: test
+test: build ## set up what the tests need and pass every test
+	@.ci/gotest ./...
+	@echo "the same under the race detector, for the packages without Kubernetes imports"
+	@CGO_ENABLED=1 .ci/gotest -race $(RACE)
+	@cd lab/kubernetes && $(CURDIR)/.ci/gotest ./...
+
+.PHONY: lab
+lab: build ## start the same lab as the demo and leave it up (STATE=DIR, default .lab)
+	@bin/lanyard lab up --detach --state $(STATE)
+
+##@ Develop
+
+.PHONY: build
+build: requirements bin/kube binaries ## build every binary into bin/
+
+.PHONY: binaries
+binaries:
+	@mkdir -p bin
+	@go build -ldflags "$(LDFLAGS)" -o bin/ ./cmd/...
+
+.PHONY: requirements
+requirements: ## install the Debian packages that a real node needs (root; otherwise say what is missing)
+	@lab/requirements
+
+.PHONY: bin/kube
+bin/kube:
+	@lab/kubernetes/build
+
+.PHONY: bench
+bench: build ## measure what the documents state
+	@go test -run '^$$' -bench . -benchmem ./internal/... | grep -v -e '^ok' -e 'no test files'
+
+.PHONY: lint
+lint: ## check style and find mistakes
+	@$(TOOL) golangci-lint run ./...
+	@cd lab/kubernetes && go tool -modfile=$(CURDIR)/go.tools.mod golangci-lint run --config $(CURDIR)/.golangci.yml ./...
+
+.PHONY: generate
+generate: ## write the generated files (deepcopy, CRDs, CLI reference)
+	@go generate ./...
+
+.PHONY: verify
+verify: ## fail if a generated or formatted file differs from what is committed
+	@.ci/verify
+
+.PHONY: presubmit
+presubmit: lint verify test ## everything, with the race detector on every package
+	@CGO_ENABLED=1 .ci/gotest -race ./...
+
+.PHONY: clean
+clean: ## stop the lab of STATE and remove what was built
+	@if [ -x bin/lanyard ] && [ -e $(STATE) ]; then bin/lanyard lab down --state $(STATE); fi
+	@rm -rf bin
