@@ -154,7 +154,7 @@ func decodeToken(body []byte, r token.Request, now time.Time) (token.Token, erro
 	case b.ExpiresOn > 0:
 		t.ExpiresOn = time.Unix(int64(b.ExpiresOn), 0)
 	case b.ExpiresIn > 0:
-		t.ExpiresOn = now.Add(time.Duration(b.ExpiresIn) * time.Second)
+		t.ExpiresOn = now.Add(time.Duration(min(b.ExpiresIn, 1<<30)) * time.Second)
 	default:
 		return token.Token{}, nonsense(errors.New("neither expires_on nor expires_in in the answer"))
 	}
