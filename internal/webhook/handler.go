@@ -1,0 +1,199 @@
+package webhook
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"mime"
+	"net/http"
+	"time"
+
+	admissionv1 "k8s.io/api/admission/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/lanyard-id/lanyard/api/workloadidentity"
+)
+
+// The API server accepts objects of 3 MiB; a review holds one, as JSON.
+const maxReviewBytes = 8 << 20
+
+// ErrNotFound says that there is no such service account.
+var ErrNotFound = errors.New("service account not found")
+
+// ServiceAccounts finds the annotations of a service account.
+type ServiceAccounts interface {
+	// Annotations returns at least those of azure.workload.identity/, or an
+	// error that wraps ErrNotFound.
+	Annotations(ctx context.Context, namespace, name string) (map[string]string, error)
+}
+
+// A Handler answers admission reviews (admission.k8s.io/v1). It fails closed:
+// a pod that asks for an identity is admitted with it or not at all.
+type Handler struct {
+	ServiceAccounts ServiceAccounts // must be set
+	Config          Config          // must be valid
+
+	Metrics *Metrics     // nil means none
+	Logger  *slog.Logger // nil means slog.Default
+}
+
+// A requestError is a request that is no admission review.
+type requestError struct {
+	status int
+	text   string
+}
+
+func (e *requestError) Error() string { return e.text }
+
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	started := time.Now()
+	review, err := decodeReview(w, r)
+	if err != nil {
+		status := http.StatusBadRequest
+		var e *requestError
+		if errors.As(err, &e) {
+			status = e.status
+		}
+		h.Metrics.observe(decisionInvalid, time.Since(started))
+		h.logger().WarnContext(r.Context(), "request refused", "remote", r.RemoteAddr, "status", status, "err", err)
+		http.Error(w, err.Error(), status)
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), budget(r))
+	defer cancel()
+	answer, decision := h.admit(ctx, review.Request)
+	h.Metrics.observe(decision, time.Since(started))
+	answer.UID = review.Request.UID
+	body, err := json.Marshal(admissionv1.AdmissionReview{TypeMeta: review.TypeMeta, Response: answer})
+	if err != nil { // the patch is raw JSON of our own making
+		h.logger().ErrorContext(ctx, "encoding the answer", "err", err)
+		http.Error(w, "encoding the answer failed", http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if _, err := w.Write(body); err != nil {
+		h.logger().WarnContext(ctx, "writing the answer", "remote", r.RemoteAddr, "err", err)
+	}
+}
+
+// decodeReview reads the review out of a request.
+func decodeReview(w http.ResponseWriter, r *http.Request) (admissionv1.AdmissionReview, error) {
+	var review admissionv1.AdmissionReview
+	if r.Method != http.MethodPost {
+		return review, &requestError{http.StatusMethodNotAllowed, "send an AdmissionReview by POST"}
+	}
+	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
+		return review, &requestError{http.StatusUnsupportedMediaType, "send an AdmissionReview as application/json"}
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxReviewBytes))
+	if err != nil {
+		var big *http.MaxBytesError
+		if errors.As(err, &big) {
+			return review, &requestError{http.StatusRequestEntityTooLarge, fmt.Sprintf("the review is larger than %d bytes", maxReviewBytes)}
+		}
+		return review, fmt.Errorf("reading the review: %w", err)
+	}
+	if err := json.Unmarshal(body, &review); err != nil {
+		return review, fmt.Errorf("decoding the review: %w", err)
+	}
+	if v := admissionv1.SchemeGroupVersion.String(); review.APIVersion != v || review.Kind != "AdmissionReview" {
+		return review, fmt.Errorf("the body is %q of %q, not an AdmissionReview of %s: set admissionReviewVersions to [v1]", review.Kind, review.APIVersion, v)
+	}
+	if review.Request == nil {
+		return review, errors.New("the review has no request")
+	}
+	return review, nil
+}
+
+// budget leaves the API server time to read the answer: its own text, once the
+// deadline has passed, does not say why.
+func budget(r *http.Request) time.Duration {
+	d, err := time.ParseDuration(r.URL.Query().Get("timeout"))
+	if err != nil || d <= 0 || d > 30*time.Second {
+		d = 10 * time.Second
+	}
+	return d - d/10
+}
+
+// admit decides on one request.
+func (h *Handler) admit(ctx context.Context, req *admissionv1.AdmissionRequest) (*admissionv1.AdmissionResponse, decision) {
+	if req.Operation != admissionv1.Create || req.Resource.Group != "" || req.Resource.Resource != "pods" || req.SubResource != "" {
+		return &admissionv1.AdmissionResponse{Allowed: true}, decisionUnchanged
+	}
+	pod, err := ParsePod(req.Object.Raw)
+	if err != nil {
+		return h.refuse(ctx, req, pod, &Denial{Code: http.StatusBadRequest, Message: err.Error()})
+	}
+	if !pod.Labelled() {
+		return &admissionv1.AdmissionResponse{Allowed: true}, decisionUnchanged
+	}
+	sa := ServiceAccount{Namespace: req.Namespace, Name: pod.ServiceAccount}
+	sa.Annotations, err = h.ServiceAccounts.Annotations(ctx, sa.Namespace, sa.Name)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return h.refuse(ctx, req, pod, &Denial{Code: http.StatusBadRequest, Message: fmt.Sprintf(
+			"serviceaccounts %q not found in namespace %q: create it before the pod that uses it", sa.Name, sa.Namespace)})
+	case err != nil:
+		// The reason goes to the log: it may name addresses of the control plane.
+		h.logger().ErrorContext(ctx, "reading the service account", "namespace", sa.Namespace, "serviceAccount", sa.Name, "err", err)
+		return h.refuse(ctx, req, pod, &Denial{Code: http.StatusServiceUnavailable, Message: fmt.Sprintf(
+			"service account %s/%s could not be read, so the pod would have no identity; try again", sa.Namespace, sa.Name)})
+	}
+	result, err := Mutate(pod, sa, h.Config)
+	if err != nil {
+		return h.refuse(ctx, req, pod, err)
+	}
+	answer := &admissionv1.AdmissionResponse{Allowed: true, Warnings: result.Warnings}
+	done := decisionUnchanged
+	if len(result.Patch) > 0 {
+		patch, err := json.Marshal(result.Patch)
+		if err != nil {
+			return h.refuse(ctx, req, pod, fmt.Errorf("encoding the patch: %w", err))
+		}
+		kind := admissionv1.PatchTypeJSONPatch
+		answer.Patch, answer.PatchType, done = patch, &kind, decisionMutated
+	}
+	h.logger().InfoContext(ctx, "pod admitted", "namespace", req.Namespace, "pod", pod.display(), "serviceAccount", sa.Name,
+		"clientID", quote(sa.Annotations[workloadidentity.AnnotationClientID]), "operations", len(result.Patch), "warnings", len(result.Warnings))
+	return answer, done
+}
+
+// refuse turns an error into a denial and logs it.
+func (h *Handler) refuse(ctx context.Context, req *admissionv1.AdmissionRequest, pod Pod, err error) (*admissionv1.AdmissionResponse, decision) {
+	var denied *Denial
+	if !errors.As(err, &denied) {
+		h.logger().ErrorContext(ctx, "mutating the pod", "namespace", req.Namespace, "pod", pod.display(), "err", err)
+		denied = &Denial{Code: http.StatusInternalServerError, Message: "the workload identity webhook failed; its log says why"}
+	}
+	h.logger().WarnContext(ctx, "pod denied", "namespace", req.Namespace, "pod", pod.display(), "serviceAccount", pod.ServiceAccount, "status", denied.Code, "err", denied.Message)
+	done := decisionDenied
+	if denied.Code >= 500 {
+		done = decisionFailed
+	}
+	return &admissionv1.AdmissionResponse{Result: &metav1.Status{
+		Status:  metav1.StatusFailure,
+		Code:    int32(denied.Code), //nolint:gosec // an HTTP status
+		Reason:  reason(denied.Code),
+		Message: denied.Message,
+	}}, done
+}
+
+func reason(code int) metav1.StatusReason {
+	switch code {
+	case http.StatusBadRequest:
+		return metav1.StatusReasonBadRequest
+	case http.StatusServiceUnavailable:
+		return metav1.StatusReasonServiceUnavailable
+	}
+	return metav1.StatusReasonInternalError
+}
+
+func (h *Handler) logger() *slog.Logger {
+	if h.Logger == nil {
+		return slog.Default()
+	}
+	return h.Logger
+}

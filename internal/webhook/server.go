@@ -1,0 +1,114 @@
+package webhook
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/lanyard-id/lanyard/api/workloadidentity"
+)
+
+// A Server holds the webhook's listeners. All fields but Metrics,
+// ShutdownDelay and Logger must be set; Run closes the listeners.
+type Server struct {
+	Admission http.Handler                                      // answers reviews under /mutate-v1-pod
+	TLS       *tls.Config                                       // with GetCertificate
+	Ready     []func() error                                    // each nil when its part can serve
+	Listen    struct{ Admission, Health, Metrics net.Listener } // Metrics may be nil
+	Metrics   http.Handler                                      // nil means none
+
+	// ShutdownDelay is how long the server still answers, no longer ready,
+	// after the context has ended: the API server learns late that a replica
+	// has gone.
+	ShutdownDelay time.Duration
+	Logger        *slog.Logger // nil means slog.Default
+
+	closing atomic.Bool
+}
+
+// Run serves until the context ends and every request in flight is answered.
+func (s *Server) Run(ctx context.Context) error {
+	admission := http.NewServeMux()
+	admission.Handle(workloadidentity.WebhookPath, s.Admission)
+	health := http.NewServeMux()
+	health.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") })
+	health.HandleFunc("GET /readyz", s.readyz)
+
+	servers := []*http.Server{s.server(admission), s.server(health)}
+	servers[0].TLSConfig = s.TLS
+	g, running := errgroup.WithContext(ctx)
+	g.Go(func() error { return served(servers[0].ServeTLS(s.Listen.Admission, "", "")) })
+	g.Go(func() error { return served(servers[1].Serve(s.Listen.Health)) })
+	if s.Listen.Metrics != nil && s.Metrics != nil {
+		metrics := http.NewServeMux()
+		metrics.Handle("GET /metrics", s.Metrics)
+		m := s.server(metrics)
+		servers = append(servers, m)
+		g.Go(func() error { return served(m.Serve(s.Listen.Metrics)) })
+	}
+	g.Go(func() error {
+		<-running.Done()
+		s.closing.Store(true)
+		if ctx.Err() != nil && s.ShutdownDelay > 0 { // not when a listener has failed
+			<-time.After(s.ShutdownDelay)
+		}
+		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
+		defer cancel()
+		var errs []error
+		for _, server := range servers {
+			errs = append(errs, server.Shutdown(limit))
+		}
+		return errors.Join(errs...)
+	})
+	return g.Wait()
+}
+
+func served(err error) error {
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("serving: %w", err)
+}
+
+func (s *Server) server(h http.Handler) *http.Server {
+	logger := s.Logger
+	if logger == nil {
+		logger = slog.Default()
+	}
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       15 * time.Second,
+		WriteTimeout:      40 * time.Second, // the longest timeout of a webhook is 30 s
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug), // handshakes of strangers
+	}
+}
+
+// readyz says of each part that is not ready what it waits for.
+func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) {
+	var waiting []error
+	if s.closing.Load() {
+		waiting = append(waiting, errors.New("shutting down"))
+	}
+	for _, ready := range s.Ready {
+		if err := ready(); err != nil {
+			waiting = append(waiting, err)
+		}
+	}
+	if err := errors.Join(waiting...); err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	_, _ = io.WriteString(w, "ok")
+}
