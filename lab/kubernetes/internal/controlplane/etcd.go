@@ -30,10 +30,6 @@ func startEtcd(ctx context.Context, dir string) (endpoint string, stop func(), e
 	if err != nil {
 		return "", nil, err
 	}
-	peer, err := socket(sockets, "etcd-peer.sock")
-	if err != nil {
-		return "", nil, err
-	}
 
 	// etcd allocates a whole segment of its log when it starts. The default of
 	// 64 MB would be most of what a test writes.
@@ -42,7 +38,9 @@ func startEtcd(ctx context.Context, dir string) (endpoint string, stop func(), e
 	c := embed.NewConfig()
 	c.Dir = filepath.Join(dir, "etcd")
 	c.ListenClientUrls, c.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
-	c.ListenPeerUrls, c.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
+	// A single member listens for no peers. (etcd would bind a peer's unix URL
+	// to an abstract socket, which any user of the machine may connect to.)
+	c.ListenPeerUrls, c.AdvertisePeerUrls = nil, []url.URL{{Scheme: "http", Host: "127.0.0.1:1"}}
 	c.InitialCluster = c.InitialClusterFromName(c.Name)
 	c.UnsafeNoFsync = true // a lab may lose what the machine's own crash loses
 	c.LogLevel = "error"
