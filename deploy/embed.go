@@ -17,7 +17,7 @@ import (
 
 // FS holds the files under their paths in this directory.
 //
-//go:embed manifests
+//go:embed crds manifests
 var FS embed.FS
 
 // CRDs returns the CustomResourceDefinitions as YAML, one file each, in the

@@ -89,3 +89,15 @@ func TestAnUnknownManifestNamesTheOnesThatExist(t *testing.T) {
 		t.Errorf("Manifests(webhook) = %d documents, %v", len(docs), err)
 	}
 }
+
+func TestTheCRDsAreEmbedded(t *testing.T) {
+	docs, err := CRDs()
+	if err != nil || len(docs) < 4 {
+		t.Fatalf("%d CRDs, %v", len(docs), err)
+	}
+	for _, doc := range docs {
+		if !strings.Contains(string(doc), "kind: CustomResourceDefinition") {
+			t.Errorf("no CRD: %.200s", doc)
+		}
+	}
+}
