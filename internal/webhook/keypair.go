@@ -113,7 +113,9 @@ func (m keyMaterial) bundle() []byte {
 	return b.Bytes()
 }
 
-// serves reports why the serving certificate is of no use at an instant.
+// serves reports why the serving certificate is of no use at an instant. One
+// that is not valid yet is of use: then it is this machine's clock that is
+// behind, and a replacement would be no better.
 func (m keyMaterial) serves(now time.Time, names []string) error {
 	if m.leaf.Leaf == nil {
 		return errors.New("there is none yet")
@@ -121,6 +123,9 @@ func (m keyMaterial) serves(now time.Time, names []string) error {
 	roots := x509.NewCertPool()
 	for _, ca := range m.authorities {
 		roots.AddCert(ca)
+	}
+	if start := m.leaf.Leaf.NotBefore; now.Before(start) {
+		now = start
 	}
 	for _, name := range names {
 		_, err := m.leaf.Leaf.Verify(x509.VerifyOptions{DNSName: name, Roots: roots, CurrentTime: now})
