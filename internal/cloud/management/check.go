@@ -1,0 +1,196 @@
+package management
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/lanyard-id/lanyard/internal/azrbac"
+	"github.com/lanyard-id/lanyard/internal/azure"
+	"github.com/lanyard-id/lanyard/internal/cloud/directory"
+	"github.com/lanyard-id/lanyard/internal/cloud/state"
+)
+
+// Check verifies what must hold after every transaction:
+//
+//   - every resource lies in a group that exists, and every group in a subscription
+//   - every key is the folded id
+//   - every managed identity has its principal, and every principal of a managed identity its resource
+//   - every vault name leads to a vault and every vault has its name
+//   - every assignment names a role and a scope that exist, and no triple is assigned twice
+//   - every identity of a machine is one that exists, or one whose principal is gone
+func Check(tx *state.Tx) error {
+	k := checker{tx: tx}
+	k.groups()
+	k.resources()
+	k.principals()
+	k.vaultNames()
+	k.assignments()
+	return errors.Join(k.problems...)
+}
+
+type checker struct {
+	tx       *state.Tx
+	problems []error
+}
+
+func (k *checker) add(format string, args ...any) {
+	k.problems = append(k.problems, fmt.Errorf(format, args...))
+}
+
+func (k *checker) note(err error) bool {
+	if err != nil {
+		k.problems = append(k.problems, err)
+	}
+	return err != nil
+}
+
+func exists[T any](k *checker, bucket, key string) bool {
+	_, found, err := state.Get[T](k.tx, bucket, key)
+	k.note(err)
+	return found
+}
+
+func (k *checker) groups() {
+	keys, err := state.Keys(k.tx, bucketGroups, "")
+	k.note(err)
+	for _, key := range keys {
+		g, _, err := state.Get[Group](k.tx, bucketGroups, key)
+		if k.note(err) {
+			continue
+		}
+		id, err := azure.ParseResourceID(g.ID)
+		if k.note(err) {
+			continue
+		}
+		if id.Key() != key || id.ResourceGroup == "" || id.Provider != "" {
+			k.add("group %s is stored under %s", g.ID, key)
+		}
+		if !exists[Subscription](k, bucketSubscriptions, azure.Fold(id.SubscriptionID)) {
+			k.add("group %s: its subscription does not exist", g.ID)
+		}
+	}
+}
+
+func (k *checker) resources() {
+	keys, err := state.Keys(k.tx, bucketResources, "")
+	k.note(err)
+	for _, key := range keys {
+		r, _, err := state.Get[Resource](k.tx, bucketResources, key)
+		if k.note(err) {
+			continue
+		}
+		id, err := r.id()
+		if k.note(err) {
+			continue
+		}
+		if id.Key() != key {
+			k.add("resource %s is stored under %s", r.ID, key)
+		}
+		if !exists[Group](k, bucketGroups, azure.Group(id.SubscriptionID, id.ResourceGroup).Key()) {
+			k.add("resource %s: its group does not exist", r.ID)
+		}
+		switch {
+		case id.Is(azure.TypeManagedIdentity):
+			sp, found, err := directory.ServicePrincipalByID(k.tx, r.PrincipalID)
+			k.note(err)
+			if !found || azure.Fold(sp.ResourceID) != key {
+				k.add("identity %s: its principal %q is missing or another's", r.ID, r.PrincipalID)
+			}
+		case id.Is(azure.TypeVault):
+			if v, found, err := FindVault(k.tx, id.Name()); k.note(err) || !found || v.ID.Key() != key {
+				k.add("vault %s cannot be found by its name", r.ID)
+			}
+		}
+		k.machine(r)
+	}
+}
+
+func (k *checker) machine(r Resource) {
+	if r.Identity == nil {
+		return
+	}
+	if r.Identity.System {
+		sp, found, err := directory.ServicePrincipalByID(k.tx, r.Identity.SystemPrincipalID)
+		k.note(err)
+		if !found || azure.Fold(sp.ResourceID) != azure.Fold(r.ID) {
+			k.add("machine %s: its own principal %q is missing or another's", r.ID, r.Identity.SystemPrincipalID)
+		}
+	}
+	for key, a := range r.Identity.User {
+		if azure.Fold(a.ID) != key {
+			id, err := azure.ParseResourceID(a.ID)
+			if err != nil || id.Key() != key {
+				k.add("machine %s: identity %s is stored under %s", r.ID, a.ID, key)
+			}
+		}
+		sp, found, err := directory.ServicePrincipalByID(k.tx, a.PrincipalID)
+		k.note(err)
+		if found && (azure.Fold(sp.ResourceID) != key || sp.AppID != a.ClientID) {
+			k.add("machine %s: identity %s has the principal of %s", r.ID, a.ID, sp.ResourceID)
+		}
+	}
+}
+
+// principals finds managed identities in the directory that no resource answers for.
+func (k *checker) principals() {
+	all, err := directory.ServicePrincipals(k.tx)
+	k.note(err)
+	for _, sp := range all {
+		if sp.Type != directory.TypeManagedIdentity {
+			continue
+		}
+		r, found, err := state.Get[Resource](k.tx, bucketResources, azure.Fold(sp.ResourceID))
+		k.note(err)
+		if !found || r.PrincipalID != sp.ID && (r.Identity == nil || r.Identity.SystemPrincipalID != sp.ID) {
+			k.add("principal %s: its resource %s does not know it", sp.ID, sp.ResourceID)
+		}
+	}
+}
+
+func (k *checker) vaultNames() {
+	names, err := state.Keys(k.tx, bucketVaultNames, "")
+	k.note(err)
+	for _, name := range names {
+		key, _, err := state.Get[string](k.tx, bucketVaultNames, name)
+		k.note(err)
+		if !strings.HasSuffix(key, "/vaults/"+name) || !exists[Resource](k, bucketResources, key) {
+			k.add("vault name %s leads to %s, which does not exist", name, key)
+		}
+	}
+}
+
+func (k *checker) assignments() {
+	definitions, err := state.List[azrbac.Definition](k.tx, bucketDefinitions, "")
+	k.note(err)
+	roles := map[string]bool{}
+	for _, d := range append(azrbac.BuiltIn(), definitions...) {
+		roles[d.ID] = true
+	}
+	all, err := state.List[Assignment](k.tx, bucketAssignments, "")
+	k.note(err)
+	seen := map[[3]string]string{}
+	for _, a := range all {
+		if k.note(a.check(roles)) {
+			continue
+		}
+		triple := [3]string{a.RoleID, a.PrincipalID, azure.Fold(a.Scope)}
+		if other := seen[triple]; other != "" {
+			k.add("assignments %s and %s are the same", a.Name, other)
+		}
+		seen[triple] = a.Name
+		scope, err := azure.ParseResourceID(a.Scope)
+		if k.note(err) {
+			continue
+		}
+		for len(scope.Types) > 1 {
+			scope = scope.Parent()
+		}
+		if scope.Provider != "" && scope.ResourceGroup != "" && !exists[Resource](k, bucketResources, scope.Key()) {
+			k.add("assignment %s: its scope %s does not exist", a.Name, a.Scope)
+		}
+		if scope.ResourceGroup != "" && !exists[Group](k, bucketGroups, azure.Group(scope.SubscriptionID, scope.ResourceGroup).Key()) {
+			k.add("assignment %s: the group of %s does not exist", a.Name, a.Scope)
+		}
+	}
+}
