@@ -125,7 +125,7 @@ func ParseFlags(args []string, stdout io.Writer) (Config, error) {
 	fs.StringVar(&controllers, "controllers", "", "`NAMES` for kube-controller-manager, separated by commas (default: its own default)")
 	fs.BoolVar(&c.NoControllerManager, "no-controller-manager", false, "run no kube-controller-manager: no default ServiceAccounts, no garbage collection")
 	fs.BoolVar(&c.NoScheduler, "no-scheduler", false, "run no kube-scheduler")
-	fs.BoolVar(&c.Ephemeral, "ephemeral", false, "remove DIR at the end; DIR must be empty or missing")
+	fs.BoolVar(&c.Ephemeral, "ephemeral", false, "remove DIR at the end; DIR must be missing, or empty but for a directory config with files for other flags")
 	fs.BoolVar(&c.DieWithParent, "die-with-parent", false, "stop when the process that started this one ends, however it ends")
 	fs.IntVar(&c.Verbosity, "v", 1, "`LEVEL` of detail in the components' log")
 	fs.BoolVar(&c.LogToStderr, "logtostderr", false, "write the components' log to stderr instead of DIR/server.log")

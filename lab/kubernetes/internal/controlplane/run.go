@@ -92,12 +92,8 @@ func (s *server) step(format string, args ...any) {
 // claim makes Dir and takes it for this process alone.
 func (s *server) claim() error {
 	if s.Ephemeral {
-		entries, err := os.ReadDir(s.Dir)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("reading --dir: %w", err)
-		}
-		if len(entries) > 0 {
-			return fmt.Errorf("%s is not empty: --ephemeral would remove what is in it; choose a new --dir", s.Dir)
+		if err := checkEphemeral(s.Dir); err != nil {
+			return err
 		}
 	}
 	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
@@ -122,6 +118,21 @@ func (s *server) claim() error {
 	}
 	if err != nil {
 		return fmt.Errorf("claiming --dir: %w", err)
+	}
+	return nil
+}
+
+// checkEphemeral refuses a directory that holds anything but what its maker put
+// there for this server: --ephemeral must not remove what somebody keeps.
+func checkEphemeral(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("reading --dir: %w", err)
+	}
+	for _, e := range entries {
+		if e.Name() != "config" {
+			return fmt.Errorf("%s holds %s, which --ephemeral would remove: choose a new --dir", dir, e.Name())
+		}
 	}
 	return nil
 }
