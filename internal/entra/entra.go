@@ -53,6 +53,7 @@ type TokenRequest struct {
 	AssertionType string
 	Scope         string // v2
 	Resource      string // v1
+	CorrelationID string // client-request-id, which some clients send in the body
 }
 
 // String describes r without its secrets.
@@ -82,7 +83,7 @@ func ParseTokenRequest(r *http.Request, v Version) (TokenRequest, error) {
 	for name, dst := range map[string]*string{
 		"grant_type": &t.GrantType, "client_id": &t.ClientID, "client_secret": &t.Secret,
 		"client_assertion": &t.Assertion, "client_assertion_type": &t.AssertionType,
-		"scope": &t.Scope, "resource": &t.Resource,
+		"scope": &t.Scope, "resource": &t.Resource, "client-request-id": &t.CorrelationID,
 	} {
 		if len(form[name]) > 1 {
 			return t, DuplicateParameter(name)

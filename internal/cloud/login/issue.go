@@ -183,3 +183,12 @@ func opaqueOf(s string) string {
 	sum := sha256.Sum256([]byte(s))
 	return base64.RawURLEncoding.EncodeToString(sum[:24])
 }
+
+// refreshIn is when a client should ask for the next token: at half time of
+// long-lived ones, 0 (unsaid) for others.
+func refreshIn(lifetime time.Duration) time.Duration {
+	if lifetime < refreshFrom {
+		return 0
+	}
+	return lifetime / 2
+}
