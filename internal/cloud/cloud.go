@@ -1,0 +1,305 @@
+// Package cloud is a local Azure: the token service, Resource Manager, Key
+// Vaults and the metadata service of simulated machines, on real host names,
+// from one state directory.
+//
+//	client ── CONNECT ──> Proxy ──┐          (or cluster DNS, or a direct dial)
+//	                              v
+//	                      TLS, one certificate of our own authority
+//	                              v
+//	                      Handler: by Host
+//	     login.microsoftonline.com ...  login         who are you
+//	     management.azure.com ...       management    what exists, who may what
+//	     *.vault.azure.net              vault         secrets
+//	     Config.Hosts                   the caller's own, such as a cluster's issuer
+//	pod ── IMDS ──────────> Metadata(machine)         in process, plain http
+//
+// All parts share one state file: an ARM request that creates an identity is
+// one transaction over management's and directory's values.
+package cloud
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/lanyard-id/lanyard/internal/azure"
+	"github.com/lanyard-id/lanyard/internal/cloud/login"
+	"github.com/lanyard-id/lanyard/internal/cloud/management"
+	"github.com/lanyard-id/lanyard/internal/cloud/state"
+)
+
+const (
+	stateFile         = "cloud.db"
+	readHeaderTimeout = 10 * time.Second
+	readTimeout       = time.Minute
+	idleTimeout       = 2 * time.Minute
+	maxHeader         = 64 << 10
+	shutdownTimeout   = 5 * time.Second
+)
+
+// Config says what a cloud is made of.
+type Config struct {
+	// StateDir holds everything that survives a restart. It is made with
+	// mode 0700 if it does not exist; one process at a time can use it.
+	StateDir string
+	// Now is the clock of tokens, secrets and resources; nil means
+	// time.Now. Certificates follow the real one.
+	Now func() time.Time
+	// Issuers fetches the discovery documents and keys of external OIDC
+	// issuers. nil means a client that trusts the cloud's own authority
+	// and the system's roots; hosts in Hosts are asked in process.
+	Issuers *http.Client
+	Logger  *slog.Logger // nil means slog.Default
+	// Hosts are further https host names and what answers there, such as
+	// the issuer of a cluster.
+	Hosts map[string]http.Handler
+}
+
+// A Cloud is an open local Azure. Its methods may be called concurrently.
+type Cloud struct {
+	db      *state.DB
+	now     func() time.Time
+	logger  *slog.Logger
+	ca      *authority
+	hosts   map[string]http.Handler // exact names
+	tunnels tunnelSet
+	loop    *loop
+	stop    context.CancelFunc // ends the server on loop
+	stopped chan error         // its last word
+
+	login      *login.Server
+	management *management.Server
+}
+
+// Open opens or creates the cloud in a state directory. The error wraps
+// state.ErrInUse if another process has it.
+func Open(c Config) (*Cloud, error) {
+	if c.StateDir == "" {
+		return nil, errors.New("opening cloud: Config.StateDir is not set")
+	}
+	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
+		return nil, fmt.Errorf("opening cloud: %w", err)
+	}
+	db, err := state.Open(filepath.Join(c.StateDir, stateFile))
+	if err != nil {
+		return nil, fmt.Errorf("opening cloud: %w", err)
+	}
+	cloud, err := open(c, db)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("opening cloud: %w", err), db.Close())
+	}
+	return cloud, nil
+}
+
+func open(config Config, db *state.DB) (*Cloud, error) {
+	c := &Cloud{db: db, now: config.Now, logger: config.Logger, hosts: map[string]http.Handler{}, loop: newLoop()}
+	if c.now == nil {
+		c.now = time.Now
+	}
+	if c.logger == nil {
+		c.logger = slog.Default()
+	}
+	for name, h := range config.Hosts {
+		if err := checkHost(name, h); err != nil {
+			return nil, err
+		}
+		c.hosts[strings.ToLower(name)] = h
+	}
+	var err error
+	if c.ca, err = openAuthority(db, append(builtinHosts(), slices.Sorted(maps.Keys(c.hosts))...)); err != nil {
+		return nil, err
+	}
+	issuers := config.Issuers
+	if issuers == nil {
+		issuers = c.issuerClient(config.Hosts)
+	}
+	if c.login, err = login.New(login.Config{DB: db, Issuers: issuers, Now: c.now, Logger: c.logger}); err != nil {
+		return nil, err
+	}
+	c.management = &management.Server{DB: db, Verify: c.login.Verify, Now: c.now, Logger: c.logger}
+	for _, h := range azure.LoginHosts() {
+		c.hosts[h] = c.login.Handler()
+	}
+	for _, h := range []string{azure.HostManagement, azure.HostManagementClassic} {
+		c.hosts[h] = c.management.Handler()
+	}
+	for _, h := range []string{azure.HostGraph, hostGraphClassic, azure.SuffixVault} {
+		c.hosts[h] = http.HandlerFunc(c.notServed)
+	}
+	c.serveLoop()
+	return c, nil
+}
+
+// serveLoop serves the in-process listener until Close.
+func (c *Cloud) serveLoop() {
+	ctx, stop := context.WithCancel(context.Background())
+	c.stop, c.stopped = stop, make(chan error, 1)
+	go func() { c.stopped <- c.Serve(ctx, c.loop) }()
+}
+
+const hostGraphClassic = "graph.windows.net"
+
+// builtinHosts are the names on the server certificate whatever the config.
+func builtinHosts() []string {
+	return append(azure.LoginHosts(), azure.HostManagement, azure.HostManagementClassic, azure.HostGraph, hostGraphClassic,
+		azure.SuffixVault, "*."+azure.SuffixVault)
+}
+
+func checkHost(name string, h http.Handler) error {
+	lower := strings.ToLower(name)
+	switch {
+	case h == nil:
+		return fmt.Errorf("host %q has no handler", name)
+	case slices.Contains(builtinHosts(), lower) || strings.HasSuffix(lower, "."+azure.SuffixVault):
+		return fmt.Errorf("host %q is the cloud's own", name)
+	case strings.Trim(lower, "abcdefghijklmnopqrstuvwxyz0123456789-.") != "" || !strings.Contains(lower, ".") ||
+		strings.HasPrefix(lower, ".") || strings.HasSuffix(lower, ".") || strings.Contains(lower, "..") || net.ParseIP(lower) != nil:
+		return fmt.Errorf("host %q is not a full host name such as oidc.example.com (no port, no wildcard)", name)
+	}
+	return nil
+}
+
+// Handler serves all hosts; which one, the Host header says, without its
+// port and without case. Unknown hosts are answered 404 with what exists.
+func (c *Cloud) Handler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host := hostname(r.Host)
+		h := c.handler(host)
+		if h == nil {
+			h = http.HandlerFunc(c.notServed)
+		}
+		c.record(h, host).ServeHTTP(w, r)
+	})
+}
+
+func (c *Cloud) handler(host string) http.Handler {
+	return c.hosts[host]
+}
+
+func (c *Cloud) notServed(w http.ResponseWriter, r *http.Request) {
+	plain(w, http.StatusNotFound, fmt.Sprintf("this local cloud does not serve %q; it serves %s", clip(r.Host), c.served()))
+}
+
+// served lists the hosts for people.
+func (c *Cloud) served() string {
+	var names []string
+	for name := range c.hosts {
+		if name != azure.HostGraph && name != hostGraphClassic && name != azure.SuffixVault {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return strings.Join(append(names, "*."+azure.SuffixVault), ", ")
+}
+
+// hostname is the host of a Host header, as the table has it.
+func hostname(hostport string) string {
+	host := hostport
+	if h, _, err := net.SplitHostPort(hostport); err == nil {
+		host = h
+	}
+	return strings.ToLower(strings.TrimSuffix(host, "."))
+}
+
+// TLSConfig is for servers in front of Handler: one certificate for all
+// names, HTTP/2 and HTTP/1.1.
+func (c *Cloud) TLSConfig() *tls.Config {
+	return &tls.Config{
+		MinVersion:     tls.VersionTLS12,
+		NextProtos:     []string{"h2", "http/1.1"},
+		GetCertificate: c.ca.certificate,
+	}
+}
+
+// CACertPEM is the certificate of the authority that clients must trust. It
+// stays the same as long as the state directory lives, unless Hosts gets a
+// name that it does not permit: then the same key gets a wider certificate.
+func (c *Cloud) CACertPEM() []byte { return c.ca.pem() }
+
+// Serve answers on a listener with TLS until ctx ends, then lets running
+// requests finish for some seconds. It closes the listener.
+func (c *Cloud) Serve(ctx context.Context, ln net.Listener) error {
+	s := &http.Server{
+		Handler: c.Handler(), ReadHeaderTimeout: readHeaderTimeout, ReadTimeout: readTimeout,
+		IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader, ErrorLog: slog.NewLogLogger(c.logger.Handler(), slog.LevelDebug),
+	}
+	return run(ctx, s, tls.NewListener(ln, c.TLSConfig()))
+}
+
+// ServeProxy answers CONNECT requests on a listener, without TLS, until ctx
+// ends. It closes the listener.
+func (c *Cloud) ServeProxy(ctx context.Context, ln net.Listener, dial func(ctx context.Context, network, addr string) (net.Conn, error)) error {
+	s := &http.Server{
+		Handler: c.Proxy(dial), ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
+		ErrorLog: slog.NewLogLogger(c.logger.Handler(), slog.LevelDebug),
+	}
+	return run(ctx, s, ln)
+}
+
+func run(ctx context.Context, s *http.Server, ln net.Listener) error {
+	ended := make(chan error, 1)
+	stop := context.AfterFunc(ctx, func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+		defer cancel()
+		err := s.Shutdown(ctx)
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+		ended <- err
+	})
+	err := s.Serve(ln)
+	if stop() { // the server broke by itself
+		return fmt.Errorf("serving on %s: %w", ln.Addr(), err)
+	}
+	return <-ended
+}
+
+// issuerClient asks issuers on Config.Hosts in process and all others over
+// the network; it trusts the cloud's authority and the system's roots.
+func (c *Cloud) issuerClient(own map[string]http.Handler) *http.Client {
+	roots, err := x509.SystemCertPool()
+	if err != nil {
+		c.logger.Warn("no system roots: only issuers with the cloud's own certificate can be asked", "err", err)
+		roots = x509.NewCertPool()
+	}
+	roots.AddCert(c.ca.cert)
+	inProcess := map[string]bool{}
+	for name := range own {
+		inProcess[strings.ToLower(name)] = true
+	}
+	var network net.Dialer
+	t := &http.Transport{
+		Proxy: nil, // a proxy of the environment may be our own
+		DialContext: func(ctx context.Context, netw, addr string) (net.Conn, error) {
+			if inProcess[hostname(addr)] {
+				return c.loop.dial(ctx, netw, addr)
+			}
+			return network.DialContext(ctx, netw, addr)
+		},
+		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots},
+		TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: 10 * time.Second,
+		// Keys are fetched once a day: an idle connection would only linger.
+		DisableKeepAlives: true,
+	}
+	return &http.Client{Transport: t, Timeout: 15 * time.Second}
+}
+
+// Close ends all tunnels and releases the state directory. Servers in front
+// of Handler must have ended before.
+func (c *Cloud) Close() error {
+	c.tunnels.closeAll()
+	c.stop()
+	err := <-c.stopped
+	return errors.Join(err, c.db.Close())
+}
