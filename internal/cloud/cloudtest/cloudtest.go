@@ -70,7 +70,7 @@ func New(t *testing.T) *Cloud {
 		t.Fatal(err)
 	}
 	c := &Cloud{T: t, DB: db, Subscription: SubscriptionID, Log: &Buffer{}, hosts: map[string]http.Handler{}}
-	logger := slog.New(slog.NewTextHandler(c.Log, nil))
+	logger := c.Logger()
 	if c.Login, err = login.New(login.Config{DB: db, Now: c.Now, Logger: logger}); err != nil {
 		t.Fatal(err)
 	}
@@ -291,3 +291,6 @@ func (b *Buffer) String() string {
 	defer b.mu.Unlock()
 	return b.b.String()
 }
+
+// Logger writes to Log.
+func (c *Cloud) Logger() *slog.Logger { return slog.New(slog.NewTextHandler(c.Log, nil)) }
