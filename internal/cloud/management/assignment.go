@@ -252,6 +252,9 @@ func (c *call) scopeExists(scope azure.ResourceID) error {
 	if err != nil {
 		return err
 	}
+	if typ.place == anywhere {
+		return badRequest("Role assignments on '%s' are not supported.", scope)
+	}
 	if typ.render == nil {
 		return nil
 	}
