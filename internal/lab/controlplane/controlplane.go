@@ -1,0 +1,195 @@
+// Package controlplane runs bin/kube server, a whole Kubernetes control plane
+// in one process, inside a network namespace.
+//
+//	Start ── kube server --dir DIR ... ──> its stderr is progress
+//	                                       one line on its stdout means ready
+//	Stop  ── SIGTERM, then SIGKILL; DIR is removed
+package controlplane
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/lanyard-id/lanyard/internal/lab/process"
+)
+
+// A Config describes a control plane. Kube, Dir and Address must be set.
+type Config struct {
+	Kube    string // the program with the verb server
+	Dir     string // absolute; certificates, kubeconfig files, etcd's data, the log
+	Address netip.AddrPort
+	Nodes   map[string]netip.Addr // by name; each gets a kubelet's certificates
+
+	Issuer               string   // of ServiceAccount tokens; empty means the server's default
+	AuthenticationConfig string   // file; empty means client certificates and ServiceAccounts
+	AuthorizationConfig  string   // file; empty means Node and RBAC
+	AuditPolicy          string   // file; empty means no audit log
+	APIServerArgs        []string // "flag=value" for kube-apiserver
+
+	Progress func(step string) // nil means silence
+}
+
+// A Starter starts a child process that dies with this one: a netns.NS.
+type Starter interface {
+	Start(cmd *exec.Cmd) error
+}
+
+// A ControlPlane is a running control plane.
+type ControlPlane struct {
+	cfg Config
+	cmd *exec.Cmd
+
+	ready chan struct{}
+	done  chan struct{}
+	err   error // valid after done
+
+	stopping sync.Once
+	stopErr  error
+}
+
+// Start starts a control plane and returns when the API server, the default
+// ServiceAccount and the controllers are there. After an error nothing is left.
+func Start(ctx context.Context, starter Starter, cfg Config) (*ControlPlane, error) {
+	c := &ControlPlane{cfg: cfg, ready: make(chan struct{}), done: make(chan struct{})}
+	c.cmd = exec.Command(cfg.Kube, cfg.args()...)
+	c.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + cfg.Dir} // no proxy, no kubeconfig of the caller
+	stdout, err := c.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	stderr, err := c.cmd.StderrPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making the control plane's folder: %w", err)
+	}
+	if err := starter.Start(c.cmd); err != nil {
+		return nil, errors.Join(fmt.Errorf("starting the control plane: %w", err), os.RemoveAll(cfg.Dir))
+	}
+	go c.watch(stdout, stderr)
+	select {
+	case <-c.ready:
+		return c, nil
+	case <-c.done:
+		err = c.Err()
+	case <-ctx.Done():
+		err = fmt.Errorf("waiting for the control plane: %w", context.Cause(ctx))
+	}
+	return nil, errors.Join(err, c.Stop(context.WithoutCancel(ctx)))
+}
+
+func (c Config) args() []string {
+	args := []string{
+		"server", "--dir", c.Dir, "--bind", c.Address.Addr().String(), "--port", fmt.Sprint(c.Address.Port()), "--die-with-parent",
+	}
+	for name, ip := range c.Nodes {
+		args = append(args, "--node", name+"="+ip.String())
+	}
+	for flag, value := range map[string]string{
+		"--service-account-issuer": c.Issuer,
+		"--authentication-config":  c.AuthenticationConfig,
+		"--authorization-config":   c.AuthorizationConfig,
+		"--audit-policy-file":      c.AuditPolicy,
+	} {
+		if value != "" {
+			args = append(args, flag, value)
+		}
+	}
+	for _, a := range c.APIServerArgs {
+		args = append(args, "--apiserver-arg", a)
+	}
+	return args
+}
+
+// watch follows the process to its end.
+func (c *ControlPlane) watch(stdout, stderr io.Reader) {
+	defer close(c.done)
+	var last []string // what it said, for the error
+	var both sync.WaitGroup
+	both.Go(func() {
+		lines := bufio.NewScanner(stdout)
+		for first := true; lines.Scan(); first = false {
+			if first {
+				close(c.ready)
+			}
+		}
+	})
+	both.Go(func() {
+		lines := bufio.NewScanner(stderr)
+		lines.Buffer(nil, 1<<20)
+		for lines.Scan() {
+			line := lines.Text()
+			last = append(last, line)
+			last = last[max(0, len(last)-20):]
+			if step, ok := strings.CutPrefix(line, "kube server: "); ok && c.cfg.Progress != nil {
+				c.cfg.Progress(strings.TrimSpace(step))
+			}
+		}
+		// A line beyond all measure: the pipe must not fill up.
+		_, _ = io.Copy(io.Discard, stderr)
+	})
+	both.Wait()
+	if err := c.cmd.Wait(); err != nil {
+		last = slices.DeleteFunc(last, func(l string) bool { return l == "" })
+		c.err = fmt.Errorf("the control plane ended: %w; the last it said:\n%s", err, strings.Join(last, "\n"))
+	}
+}
+
+// Kubeconfig returns the path of a kubeconfig file: "admin", "kube-proxy",
+// "coredns" or "kubelet-NODE". Its server is reachable in the namespace only.
+func (c *ControlPlane) Kubeconfig(name string) string {
+	return filepath.Join(c.cfg.Dir, name+".kubeconfig")
+}
+
+// File returns the path of a file in the pki folder: "ca.crt",
+// "kubelet-serving-NODE.crt".
+func (c *ControlPlane) File(name string) string { return filepath.Join(c.cfg.Dir, "pki", name) }
+
+// Address is where the API server listens, inside the namespace.
+func (c *ControlPlane) Address() string {
+	return net.JoinHostPort(c.cfg.Address.Addr().String(), fmt.Sprint(c.cfg.Address.Port()))
+}
+
+// PID is the process that is the whole control plane.
+func (c *ControlPlane) PID() int { return c.cmd.Process.Pid }
+
+// Done is closed when the control plane has ended.
+func (c *ControlPlane) Done() <-chan struct{} { return c.done }
+
+// Err is why it has ended; nil before that and after a Stop.
+func (c *ControlPlane) Err() error {
+	select {
+	case <-c.done:
+		return c.err
+	default:
+		return nil
+	}
+}
+
+// Stop ends the control plane and removes its folder. It may be called again.
+func (c *ControlPlane) Stop(ctx context.Context) error {
+	c.stopping.Do(func() { c.stopErr = c.stop(ctx) })
+	return c.stopErr
+}
+
+func (c *ControlPlane) stop(ctx context.Context) error {
+	var err error
+	if id, findErr := process.Find(c.PID()); findErr == nil {
+		err = id.End(ctx, 10*time.Second)
+	}
+	<-c.done
+	return errors.Join(err, os.RemoveAll(c.cfg.Dir))
+}
