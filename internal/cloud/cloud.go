@@ -36,7 +36,9 @@ import (
 	"github.com/lanyard-id/lanyard/internal/azure"
 	"github.com/lanyard-id/lanyard/internal/cloud/login"
 	"github.com/lanyard-id/lanyard/internal/cloud/management"
+	"github.com/lanyard-id/lanyard/internal/cloud/metadata"
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
+	"github.com/lanyard-id/lanyard/internal/cloud/vault"
 )
 
 const (
@@ -80,6 +82,8 @@ type Cloud struct {
 
 	login      *login.Server
 	management *management.Server
+	vault      *vault.Server
+	metadata   *metadata.Server
 }
 
 // Open opens or creates the cloud in a state directory. The error wraps
@@ -127,7 +131,9 @@ func open(config Config, db *state.DB) (*Cloud, error) {
 	if c.login, err = login.New(login.Config{DB: db, Issuers: issuers, Now: c.now, Logger: c.logger}); err != nil {
 		return nil, err
 	}
-	c.management = &management.Server{DB: db, Verify: c.login.Verify, Now: c.now, Logger: c.logger}
+	c.management = &management.Server{DB: db, Verify: c.login.Verify, VaultDeleted: vault.DeleteVault, Now: c.now, Logger: c.logger}
+	c.metadata = &metadata.Server{DB: db, Tokens: c.login.ManagedIdentityToken, Now: c.now, Logger: c.logger}
+	c.vault = &vault.Server{DB: db, Verify: c.login.Verify, Now: c.now, Logger: c.logger}
 	for _, h := range azure.LoginHosts() {
 		c.hosts[h] = c.login.Handler()
 	}
@@ -183,7 +189,11 @@ func (c *Cloud) Handler() http.Handler {
 	})
 }
 
+// handler is nil for a host that is not served.
 func (c *Cloud) handler(host string) http.Handler {
+	if name, ok := strings.CutSuffix(host, "."+azure.SuffixVault); ok && name != "" && !strings.Contains(name, ".") {
+		return c.vault.Handler()
+	}
 	return c.hosts[host]
 }
 
@@ -211,6 +221,11 @@ func hostname(hostport string) string {
 	}
 	return strings.ToLower(strings.TrimSuffix(host, "."))
 }
+
+// Metadata is the instance metadata service of one virtual machine or scale
+// set instance, by its ARM id, with the identities that ARM put on it. It is
+// plain http, for 169.254.169.254 on that machine.
+func (c *Cloud) Metadata(machineID string) http.Handler { return c.metadata.Handler(machineID) }
 
 // TLSConfig is for servers in front of Handler: one certificate for all
 // names, HTTP/2 and HTTP/1.1.

@@ -71,7 +71,7 @@ func start(t *testing.T, config Config) *fixture {
 	f.update(func(tx *state.Tx) (err error) {
 		f.tenant, err = directory.HomeTenant(tx)
 		if err != nil {
-			f.tenant, err = directory.PutTenant(tx, directory.Tenant{DisplayName: "Contoso"})
+			f.tenant, err = directory.PutTenant(tx, directory.Tenant{ID: demoTenant, DisplayName: "Contoso"})
 		}
 		return err
 	})

@@ -93,6 +93,17 @@ func findResource(tx *state.Tx, tenant directory.Tenant, name string) (resource,
 // from five minutes ago. An unknown resource is an *entra.Error; an unknown
 // principal is directory.ErrNotFound.
 func (s *Server) ManagedIdentityToken(ctx context.Context, principalID, resourceName string) (Issued, error) {
+	return s.tokenFor(ctx, directory.TypeManagedIdentity, principalID, resourceName)
+}
+
+// ApplicationToken issues a token to the application whose service principal
+// has this object id, without a credential: for the cloud's own requests to
+// its own hosts. Errors are those of ManagedIdentityToken.
+func (s *Server) ApplicationToken(ctx context.Context, principalID, resourceName string) (Issued, error) {
+	return s.tokenFor(ctx, directory.TypeApplication, principalID, resourceName)
+}
+
+func (s *Server) tokenFor(ctx context.Context, kind, principalID, resourceName string) (Issued, error) {
 	if err := ctx.Err(); err != nil {
 		return Issued{}, err
 	}
@@ -109,8 +120,8 @@ func (s *Server) ManagedIdentityToken(ctx context.Context, principalID, resource
 		if err != nil {
 			return err
 		}
-		if !ok || sp.Type != directory.TypeManagedIdentity {
-			return fmt.Errorf("managed identity with principal id %q: %w", principalID, directory.ErrNotFound)
+		if !ok || sp.Type != kind {
+			return fmt.Errorf("principal %q of type %s: %w", principalID, kind, directory.ErrNotFound)
 		}
 		tenant, ok, err := directory.TenantByName(tx, sp.TenantID)
 		if err != nil {
