@@ -1,0 +1,114 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/lanyard-id/lanyard/internal/webhook"
+)
+
+func environment(vars map[string]string) func(string) string {
+	return func(name string) string { return vars[name] }
+}
+
+func TestTheFlagsOfV16AreUnderstood(t *testing.T) {
+	var stderr bytes.Buffer
+	s, err := parse([]string{
+		"--audience=api://x", "-webhook-cert-dir", "/tls", "--disable-cert-rotation", "--tls-min-version=1.2",
+		"--health-addr=:1", "--metrics-addr=:2", "--metrics-backend=prometheus", "--log-level=trace", "--kubeconfig=k",
+	}, environment(map[string]string{"AZURE_TENANT_ID": "t", "AZURE_ENVIRONMENT": "AzureChinaCloud", "POD_NAMESPACE": "ns"}), &stderr)
+	if err != nil {
+		t.Fatal(err, stderr.String())
+	}
+	want := webhook.Config{TenantID: "t", AuthorityHost: "https://login.chinacloudapi.cn/", Audience: "api://x", Layout: webhook.LayoutV16}
+	if diff := cmp.Diff(want, s.Config); diff != "" {
+		t.Error(diff)
+	}
+	if s.certDir != "/tls" || !s.disableRotation || s.healthAddr != ":1" || s.metricsAddr != ":2" || s.level != slog.LevelDebug || s.kubeconfig != "k" || s.namespace != "ns" {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestTheDefaultsAreThoseOfV16(t *testing.T) {
+	s, err := parse(nil, environment(map[string]string{"AZURE_TENANT_ID": "t"}), &bytes.Buffer{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := []any{s.webhookAddr, s.healthAddr, s.metricsAddr, s.certDir, s.namespace, s.servedName, s.disableRotation, s.AuthorityHost, s.level, s.shutdownDelay}
+	want := []any{":9443", ":9440", ":8095", "/certs", "azure-workload-identity-system",
+		"azure-wi-webhook-webhook-service.azure-workload-identity-system.svc", false, "https://login.microsoftonline.com/", slog.LevelInfo, 5 * time.Second}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestBadSettingsAreExplained(t *testing.T) {
+	tenant := map[string]string{"AZURE_TENANT_ID": "t"}
+	for name, tc := range map[string]struct {
+		args []string
+		env  map[string]string
+		want string
+	}{
+		"no tenant":              {nil, nil, "set AZURE_TENANT_ID"},
+		"an unfilled manifest":   {nil, map[string]string{"AZURE_TENANT_ID": "${AZURE_TENANT_ID}"}, "replace the placeholder"},
+		"an unknown environment": {nil, map[string]string{"AZURE_TENANT_ID": "t", "AZURE_ENVIRONMENT": "Mars"}, `AZURE_ENVIRONMENT "Mars" is unknown: use AzurePublicCloud`},
+		"an unknown layout":      {[]string{"--token-layout=v2"}, tenant, `use "v1.6" or "legacy"`},
+		"an old TLS version":     {[]string{"--tls-min-version=1.0"}, tenant, "use 1.2 or 1.3"},
+		"an unknown log level":   {[]string{"--log-level=loud"}, tenant, "use debug, info, warn or error"},
+		"another backend":        {[]string{"--metrics-backend=x"}, tenant, "use prometheus"},
+		"an argument":            {[]string{"serve"}, tenant, `unexpected argument "serve"`},
+		"an unknown flag":        {[]string{"--nope"}, tenant, "flag provided but not defined"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := parse(tc.args, environment(tc.env), &bytes.Buffer{}); err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("error %v, want %q", err, tc.want)
+			}
+		})
+	}
+}
+
+func TestVersionNeedsNoSettings(t *testing.T) {
+	var stdout bytes.Buffer
+	if err := run(t.Context(), []string{"--version"}, environment(nil), &stdout, &bytes.Buffer{}); err != nil {
+		t.Fatal(err)
+	}
+	var got map[string]string
+	if err := json.Unmarshal(stdout.Bytes(), &got); err != nil || got["buildVersion"] != "devel" || got["goVersion"] == "" || got["platform"] == "" {
+		t.Errorf("%s: %v", &stdout, err)
+	}
+}
+
+func TestHelpIsNoFailure(t *testing.T) {
+	var stderr bytes.Buffer
+	if err := run(t.Context(), []string{"--help"}, environment(nil), &bytes.Buffer{}, &stderr); !errors.Is(err, flag.ErrHelp) || !strings.Contains(stderr.String(), "-token-layout") {
+		t.Errorf("%v\n%s", err, &stderr)
+	}
+}
+
+func TestAPortInUseIsNamedByItsFlag(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	kubeconfig := filepath.Join(t.TempDir(), "config")
+	if err := os.WriteFile(kubeconfig, []byte(`{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: c}}], clusters: [{name: c, cluster: {server: "http://127.0.0.1:1"}}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	err = run(t.Context(), []string{"--kubeconfig", kubeconfig, "--webhook-addr=127.0.0.1:0", "--health-addr", l.Addr().String()},
+		environment(map[string]string{"AZURE_TENANT_ID": "t"}), &bytes.Buffer{}, &bytes.Buffer{})
+	if err == nil || !strings.Contains(err.Error(), "listening on --health-addr "+l.Addr().String()) {
+		t.Errorf("error %v", err)
+	}
+}
