@@ -33,6 +33,17 @@ func AssignedNameUnique(pod Pod, id *v1.AzureIdentity) string {
 	return name + suffix
 }
 
+// NodeLabelValue is the value of the label nodename for a node: its name, or a
+// digest of it if it is too long for a label.
+func NodeLabelValue(node string) string {
+	const limit = 63
+	if len(node) <= limit {
+		return node
+	}
+	sum := sha256.Sum256([]byte(node))
+	return hex.EncodeToString(sum[:16])
+}
+
 // AssignedNamespace is the namespace of the assignments of an identity: its own
 // if it is namespaced, else always the namespace default.
 func AssignedNamespace(id *v1.AzureIdentity, force bool) string {
