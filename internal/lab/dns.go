@@ -51,9 +51,9 @@ var corefile = template.Must(template.New("Corefile").Parse(`cluster.local:53 in
 }
 `))
 
-// writeCorefile writes CoreDNS's configuration. A host may begin with "*.",
-// which stands for one label.
-func writeCorefile(bind, cloud netip.Addr, kubeconfig string, hosts []string) ([]byte, error) {
+// hostPattern returns a regular expression for names of hosts. A host may
+// begin with "*.", which stands for one label.
+func hostPattern(hosts []string) (string, error) {
 	var names []string
 	for _, h := range hosts {
 		prefix := ""
@@ -62,16 +62,24 @@ func writeCorefile(bind, cloud netip.Addr, kubeconfig string, hosts []string) ([
 			prefix = `[a-z0-9-]+\.`
 		}
 		if !hostname.MatchString(name) {
-			return nil, fmt.Errorf("%q is not a host name that cluster DNS could answer for", h)
+			return "", fmt.Errorf("%q is not a host name that cluster DNS could answer for", h)
 		}
 		names = append(names, prefix+regexp.QuoteMeta(name))
 	}
-	match := ""
-	if len(names) > 0 {
-		match = `^(` + strings.Join(names, "|") + `)\.$`
+	if len(names) == 0 {
+		return "", nil
+	}
+	return `^(` + strings.Join(names, "|") + `)\.$`, nil
+}
+
+// formatCorefile returns CoreDNS's configuration.
+func formatCorefile(bind, cloud netip.Addr, kubeconfig string, hosts []string) ([]byte, error) {
+	match, err := hostPattern(hosts)
+	if err != nil {
+		return nil, err
 	}
 	var out bytes.Buffer
-	err := corefile.Execute(&out, map[string]string{
+	err = corefile.Execute(&out, map[string]string{
 		"Bind": bind.String(), "Cloud": cloud.String(), "Kubeconfig": kubeconfig, "Match": match,
 	})
 	return out.Bytes(), err

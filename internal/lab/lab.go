@@ -59,15 +59,20 @@ type Config struct {
 	Self     []string // command line of this program that calls node.Main, for example {"/proc/self/exe", "lab", "node"}
 	Node     NodeSpec
 
-	Hosts                []string // names that cluster DNS answers with CloudAddress: "login.microsoftonline.com", "*.vault.azure.net"
+	Hosts     []string // names that cluster DNS answers with CloudAddress: "login.microsoftonline.com", "*.vault.azure.net"
+	APIServer APIServer
+
+	Step   func(format string, args ...any) // tells what is being done; one call at a time; nil means silence
+	Logger *slog.Logger                     // nil means slog.Default
+}
+
+// APIServer are the settings of kube-apiserver. The zero value is fine.
+type APIServer struct {
 	Issuer               string   // of ServiceAccount tokens; empty means the cluster's own name
 	AuthenticationConfig string   // file with an AuthenticationConfiguration; empty means none
 	AuthorizationConfig  string   // file with an AuthorizationConfiguration; empty means none
 	AuditPolicy          string   // file with an audit Policy; empty means no audit log
-	APIServerArgs        []string // more flags of kube-apiserver, "name=value"
-
-	Progress func(step string) // called from one goroutine at a time; nil means silence
-	Logger   *slog.Logger      // nil means slog.Default
+	Args                 []string // more flags, "name=value"
 }
 
 // A NodeSpec is what a cloud says about its machine.
@@ -90,7 +95,7 @@ type Lab struct {
 	rest    *rest.Config
 	failed  chan error
 
-	mu       sync.Mutex // guards parts, and Progress
+	mu       sync.Mutex // guards parts, and Step
 	parts    []func() error
 	stopping sync.Once
 	stopErr  error
@@ -121,6 +126,9 @@ func (c Config) complete() (Config, error) {
 	}
 	if len(c.Self) == 0 {
 		return c, errors.New("lab config: Self is not set")
+	}
+	if _, err := hostPattern(c.Hosts); err != nil {
+		return c, fmt.Errorf("lab config: %w", err)
 	}
 	var err error
 	if c.StateDir, err = filepath.Abs(c.StateDir); err != nil {
@@ -182,13 +190,14 @@ func machine() netns.Setup {
 // startBoth starts the control plane and the node's containerd, which do not
 // need each other yet.
 func (l *Lab) startBoth(ctx context.Context) error {
+	api := l.cfg.APIServer
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
 		l.control, err = controlplane.Start(ctx, l.Netns, controlplane.Config{
 			Kube: l.program("kube"), Dir: l.claim.path("cluster"),
 			Address: netip.AddrPortFrom(NodeAddress, apiPort), Nodes: map[string]netip.Addr{l.cfg.Node.Name: NodeAddress},
-			Issuer: l.cfg.Issuer, AuthenticationConfig: l.cfg.AuthenticationConfig, AuthorizationConfig: l.cfg.AuthorizationConfig,
-			AuditPolicy: l.cfg.AuditPolicy, APIServerArgs: l.cfg.APIServerArgs,
+			Issuer: api.Issuer, AuthenticationConfig: api.AuthenticationConfig, AuthorizationConfig: api.AuthorizationConfig,
+			AuditPolicy: api.AuditPolicy, APIServerArgs: api.Args,
 			Progress: func(step string) { l.tell("control plane: %s", step) },
 		})
 		if err != nil {
@@ -216,7 +225,7 @@ func (l *Lab) startBoth(ctx context.Context) error {
 
 // join makes the node part of the cluster.
 func (l *Lab) join(ctx context.Context) error {
-	corefile, err := writeCorefile(NodeAddress, CloudAddress, l.control.Kubeconfig("coredns"), l.cfg.Hosts)
+	corefile, err := formatCorefile(NodeAddress, CloudAddress, l.control.Kubeconfig("coredns"), l.cfg.Hosts)
 	if err != nil {
 		return err
 	}
@@ -364,10 +373,10 @@ func (l *Lab) RESTConfig() *rest.Config { return rest.CopyConfig(l.rest) }
 func (l *Lab) program(name string) string { return filepath.Join(l.cfg.BinDir, name) }
 
 func (l *Lab) tell(format string, args ...any) {
-	if l.cfg.Progress == nil {
+	if l.cfg.Step == nil {
 		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.cfg.Progress(fmt.Sprintf(format, args...))
+	l.cfg.Step(format, args...)
 }

@@ -88,7 +88,7 @@ func config(stateDir, bin string) Config {
 func start(t *testing.T, cfg Config) *Lab {
 	t.Helper()
 	before := look(t)
-	cfg.Progress = func(step string) { t.Log(step) }
+	cfg.Step = t.Logf
 	l, err := Start(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -372,5 +372,84 @@ func TestWhatAKilledLabLeftIsCleanedUp(t *testing.T) {
 	m.check(t)
 	if diff := cmp.Diff(before, look(t)); diff != "" {
 		t.Errorf("the machine is not as before (-before +after):\n%s", diff)
+	}
+}
+
+func TestAFailedStartLeavesNothingBehind(t *testing.T) {
+	bin := programs(t)
+	for _, c := range []struct {
+		name   string
+		change func(*Config)
+		want   string
+	}{
+		{
+			"an unknown flag of the API server is named",
+			func(c *Config) { c.APIServer.Args = []string{"no-such-flag=1"} }, "no-such-flag",
+		},
+		{
+			"a node that cannot be started is named",
+			func(c *Config) { c.Self = []string{"/bin/false"} }, "node aks-nodepool1-0: its first process ended",
+		},
+		{
+			"a host that DNS cannot answer for is named",
+			func(c *Config) { c.Hosts = []string{"login.*.com"} }, `"login.*.com" is not a host name`,
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cfg := config(filepath.Join(t.TempDir(), "state"), bin)
+			c.change(&cfg)
+			_, err := Start(t.Context(), cfg)
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("error %v, want %q", err, c.want)
+			}
+			nothingLeft(t, cfg)
+		})
+	}
+	t.Run("an interrupted start", func(t *testing.T) {
+		cfg := config(filepath.Join(t.TempDir(), "state"), bin)
+		ctx, cancel := context.WithCancel(t.Context())
+		cfg.Step = func(string, ...any) { cancel() } // as soon as anything works
+		if _, err := Start(ctx, cfg); !errors.Is(err, context.Canceled) {
+			t.Errorf("error %v, want context.Canceled", err)
+		}
+		nothingLeft(t, cfg)
+	})
+}
+
+// nothingLeft checks what a lab that never was leaves.
+func nothingLeft(t *testing.T, cfg Config) {
+	t.Helper()
+	if _, err := os.Stat(cfg.StateDir); !errors.Is(err, fs.ErrNotExist) {
+		entries, _ := os.ReadDir(cfg.StateDir)
+		t.Errorf("files left: %v, %v", entries, err)
+	}
+	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range lines {
+		if b, err := os.ReadFile(file); err == nil && strings.Contains(string(b), cfg.StateDir) {
+			t.Errorf("process left: %s", strings.ReplaceAll(string(b), "\x00", " "))
+		}
+	}
+}
+
+func TestTwoLabsLiveSideBySide(t *testing.T) {
+	bin := programs(t)
+	a := start(t, config(filepath.Join(t.TempDir(), "state"), bin))
+	b := start(t, config(filepath.Join(t.TempDir(), "state"), bin))
+	if a.claim.state.Cgroup == b.claim.state.Cgroup || a.Kubeconfig == b.Kubeconfig {
+		t.Errorf("they share %s or %s", a.claim.state.Cgroup, a.Kubeconfig)
+	}
+	var uids []string
+	for _, l := range []*Lab{a, b} {
+		ns, err := l.Client.CoreV1().Namespaces().Get(t.Context(), "default", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		uids = append(uids, string(ns.UID))
+	}
+	if uids[0] == uids[1] {
+		t.Error("they are the same cluster")
 	}
 }
