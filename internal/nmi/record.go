@@ -33,15 +33,19 @@ func (e *Events) Record(ctx context.Context, d Decision) {
 	if d.Pod.Name == "" {
 		return // nobody to tell
 	}
-	kind, reason, text := corev1.EventTypeNormal, ReasonIssued, d.issued()
-	if !d.Issued {
-		kind, reason, text = corev1.EventTypeWarning, ReasonRefused, d.refused()
-	}
+	kind, reason, text := d.event()
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: d.Pod.Namespace, Name: d.Pod.Name, UID: types.UID(d.Pod.UID)}}
 	e.Events.Event(pod, kind, reason, text)
 	if d.Binding != nil {
 		e.Events.Event(d.Binding, kind, reason, text)
 	}
+}
+
+func (d Decision) event() (kind, reason, text string) {
+	if d.Issued {
+		return corev1.EventTypeNormal, ReasonIssued, d.issued()
+	}
+	return corev1.EventTypeWarning, ReasonRefused, d.refused()
 }
 
 func (d Decision) issued() string {
