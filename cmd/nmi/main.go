@@ -21,6 +21,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -31,6 +32,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/record"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/lanyard-id/lanyard/internal/imds"
 	"github.com/lanyard-id/lanyard/internal/nmi"
@@ -195,6 +197,7 @@ func (c config) run(ctx context.Context, getenv func(string) string, stdout io.W
 	if c.logFormat == "text" {
 		logger = slog.New(slog.NewTextHandler(stdout, nil))
 	}
+	log.SetLogger(logr.FromSlogHandler(logger.Handler()))
 	if c.remove {
 		return redirect.Remove(c.metadata())
 	}

@@ -8,16 +8,19 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/record"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
 	"github.com/lanyard-id/lanyard/deploy"
@@ -26,6 +29,11 @@ import (
 )
 
 var cluster = labtest.Cluster{CRDs: deploy.FS}
+
+func TestMain(m *testing.M) {
+	log.SetLogger(logr.Discard()) // controller-runtime has one logger per process
+	os.Exit(m.Run())
+}
 
 // A world is a Watcher for the node n1 and a client to change what it sees.
 type world struct {
@@ -69,7 +77,7 @@ func newWorld(t *testing.T) *world {
 func (w *world) pod(t *testing.T, name, node, ip string, edit ...func(*corev1.Pod)) *corev1.Pod {
 	t.Helper()
 	p := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: w.namespace, Labels: map[string]string{v1.BindingLabel: "l"}},
+		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: w.namespace, Labels: map[string]string{v1.BindingLabel: w.namespace}},
 		Spec:       corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Name: "c", Image: "i"}}},
 	}
 	for _, e := range edit {
@@ -79,6 +87,12 @@ func (w *world) pod(t *testing.T, name, node, ip string, edit ...func(*corev1.Po
 	if err := w.Create(t.Context(), p); err != nil {
 		t.Fatal(err)
 	}
+	// No kubelet ends it, and its address must be free for the next test.
+	t.Cleanup(func() {
+		if err := w.Delete(context.Background(), p, client.GracePeriodSeconds(0)); err != nil {
+			t.Error(err)
+		}
+	})
 	if p.Status.Phase = phase; phase == "" {
 		p.Status.Phase = corev1.PodRunning
 	}
@@ -112,7 +126,7 @@ func TestAPodIsFoundByItsOwnAddressOnly(t *testing.T) {
 			if want == "" && !errors.As(err, &unknown) || want != "" && err != nil {
 				return fmt.Errorf("%s: %+v, %v", ip, p, err)
 			}
-			if p.Name != want || want != "" && (p.UID == "" || p.Node != "n1" || p.Labels[v1.BindingLabel] != "l") {
+			if p.Name != want || want != "" && (p.UID == "" || p.Node != "n1" || p.Labels[v1.BindingLabel] != w.namespace) {
 				return fmt.Errorf("%s: %+v, want %q", ip, p, want)
 			}
 			return nil
@@ -123,9 +137,11 @@ func TestAPodIsFoundByItsOwnAddressOnly(t *testing.T) {
 func TestAChangeOfTheAssignmentIsToldAndSeen(t *testing.T) {
 	w := newWorld(t)
 	p := w.pod(t, "p", "n1", "10.1.1.1")
-	kind := func(k string) metav1.TypeMeta { return metav1.TypeMeta{APIVersion: v1.GroupVersion().String(), Kind: k} }
+	kind := func(k string) metav1.TypeMeta {
+		return metav1.TypeMeta{APIVersion: v1.GroupVersion().String(), Kind: k}
+	}
 	id := &v1.AzureIdentity{TypeMeta: kind("AzureIdentity"), ObjectMeta: metav1.ObjectMeta{Name: "i", Namespace: w.namespace}, Spec: v1.AzureIdentitySpec{ResourceID: resourceID}}
-	b := &v1.AzureIdentityBinding{TypeMeta: kind("AzureIdentityBinding"), ObjectMeta: metav1.ObjectMeta{Name: "b", Namespace: w.namespace}, Spec: v1.AzureIdentityBindingSpec{AzureIdentity: "i", Selector: "l"}}
+	b := &v1.AzureIdentityBinding{TypeMeta: kind("AzureIdentityBinding"), ObjectMeta: metav1.ObjectMeta{Name: "b", Namespace: w.namespace}, Spec: v1.AzureIdentityBindingSpec{AzureIdentity: "i", Selector: w.namespace}}
 	a := &v1.AzureAssignedIdentity{
 		ObjectMeta: metav1.ObjectMeta{Name: "a", Namespace: w.namespace, Labels: map[string]string{v1.NodeLabel: "n1"}},
 		Spec:       v1.AzureAssignedIdentitySpec{AzureIdentityRef: id.DeepCopy(), AzureBindingRef: b.DeepCopy(), Pod: "p", PodNamespace: w.namespace, NodeName: "n1"},
@@ -173,8 +189,8 @@ func TestADecisionIsAnEventOnBindingAndPodAndOneAuditLine(t *testing.T) {
 	broadcaster := record.NewBroadcaster()
 	defer broadcaster.Shutdown()
 	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: w.kube.CoreV1().Events("")})
-	var log bytes.Buffer
-	r := &Events{Events: broadcaster.NewRecorder(scheme, corev1.EventSource{Component: "nmi"}), Audit: slog.New(slog.NewJSONHandler(&log, nil))}
+	var audit bytes.Buffer
+	r := &Events{Events: broadcaster.NewRecorder(scheme, corev1.EventSource{Component: "nmi"}), Audit: slog.New(slog.NewJSONHandler(&audit, nil))}
 	r.Record(t.Context(), Decision{Pod: podOf(p), Binding: b, Identity: id, Resource: "https://vault.azure.net", Issued: true, Expires: time.Unix(1700000000, 0)})
 	r.Record(t.Context(), Decision{Pod: podOf(p), Binding: b, Resource: "https://vault.azure.net", Reason: "NotAllowed", Text: "because"})
 
@@ -196,9 +212,9 @@ func TestADecisionIsAnEventOnBindingAndPodAndOneAuditLine(t *testing.T) {
 		}
 		return nil
 	})
-	lines := strings.Split(strings.TrimSpace(log.String()), "\n")
+	lines := strings.Split(strings.TrimSpace(audit.String()), "\n")
 	if len(lines) != 2 {
-		t.Fatalf("audit: %s", log.String())
+		t.Fatalf("audit: %s", audit.String())
 	}
 	var first map[string]any
 	if err := json.Unmarshal([]byte(lines[0]), &first); err != nil {
