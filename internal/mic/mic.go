@@ -20,8 +20,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net/http"
-	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -31,11 +29,9 @@ import (
 	"k8s.io/apimachinery/pkg/selection"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
-	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/config"
-	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
@@ -68,8 +64,8 @@ type Config struct {
 	LeaderElectionName      string
 	LeaseDuration           time.Duration // zero means 15 s
 
-	HealthAddress  string // host:port of /healthz and /readyz; empty or "0": not served
-	MetricsAddress string // host:port of /metrics; empty or "0": not served
+	HealthAddress  string // host:port of /healthz and /readyz; empty: not served
+	MetricsAddress string // host:port of /metrics; empty: not served
 
 	Logger *slog.Logger // nil means slog.Default
 }
@@ -84,15 +80,7 @@ func Run(ctx context.Context, c Config) error {
 	if err != nil {
 		return fmt.Errorf("making the manager: %w", err)
 	}
-	var leading atomic.Bool
-	go func() {
-		select {
-		case <-m.Elected():
-			leading.Store(true)
-		case <-ctx.Done():
-		}
-	}()
-	if err := setUp(ctx, m, c, logger, &leading); err != nil {
+	if err := setUp(ctx, m, c, logger); err != nil {
 		return err
 	}
 	if err := m.Start(ctx); err != nil {
@@ -101,7 +89,7 @@ func Run(ctx context.Context, c Config) error {
 	return nil
 }
 
-func setUp(ctx context.Context, m manager.Manager, c Config, logger *slog.Logger, leading *atomic.Bool) error {
+func setUp(ctx context.Context, m manager.Manager, c Config, logger *slog.Logger) error {
 	if err := addIndexes(ctx, m.GetFieldIndexer()); err != nil {
 		return fmt.Errorf("indexing: %w", err)
 	}
@@ -118,15 +106,10 @@ func setUp(ctx context.Context, m manager.Manager, c Config, logger *slog.Logger
 	if err := spellings.setUp(m); err != nil {
 		return fmt.Errorf("setting up the spellings' controller: %w", err)
 	}
-	if err := m.AddHealthzCheck("ping", healthz.Ping); err != nil {
-		return err
-	}
-	return m.AddReadyzCheck("caches", func(r *http.Request) error {
-		if leading.Load() && !m.GetCache().WaitForCacheSync(r.Context()) {
-			return fmt.Errorf("the caches are not filled yet")
-		}
+	if c.HealthAddress == "" {
 		return nil
-	})
+	}
+	return m.Add(&Probes{Address: c.HealthAddress, Leads: m.Elected(), Cache: m.GetCache()})
 }
 
 // Scheme returns the types that the controllers speak.
@@ -152,6 +135,10 @@ func newManager(c Config, logger *slog.Logger) (manager.Manager, error) {
 		lease = 15 * time.Second
 	}
 	renew, retry := lease/2, lease/4
+	metrics := c.MetricsAddress
+	if metrics == "" {
+		metrics = "0" // controller-runtime's word for none
+	}
 	unique := true // two managers in one process are two controllers in tests only
 	return manager.New(c.Kubernetes, manager.Options{
 		Scheme: s,
@@ -164,8 +151,8 @@ func newManager(c Config, logger *slog.Logger) (manager.Manager, error) {
 				&corev1.Pod{}: {Label: labels.NewSelector().Add(*labelled), Transform: slimPod},
 			},
 		},
-		Metrics:                       server.Options{BindAddress: orOff(c.MetricsAddress)},
-		HealthProbeBindAddress:        orOff(c.HealthAddress),
+		Metrics:                       server.Options{BindAddress: metrics},
+		HealthProbeBindAddress:        "0", // see Probes
 		LeaderElection:                c.LeaderElection,
 		LeaderElectionID:              c.LeaderElectionName,
 		LeaderElectionNamespace:       c.LeaderElectionNamespace,
@@ -175,13 +162,6 @@ func newManager(c Config, logger *slog.Logger) (manager.Manager, error) {
 		RetryPeriod:                   &retry,
 		Controller:                    config.Controller{SkipNameValidation: &unique},
 	})
-}
-
-func orOff(address string) string {
-	if address == "" {
-		return "0"
-	}
-	return address
 }
 
 // slim drops what no controller reads before an object enters the cache, and
@@ -214,5 +194,3 @@ func slimPod(obj any) (any, error) {
 	p.Status = corev1.PodStatus{Phase: p.Status.Phase}
 	return p, nil
 }
-
-var _ toolscache.TransformFunc = slim
