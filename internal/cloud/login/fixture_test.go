@@ -44,7 +44,7 @@ func (c *clock) Advance(d time.Duration) {
 
 // A fixture is a token service with a tenant and the application mic.
 type fixture struct {
-	t      *testing.T
+	t      testing.TB
 	dir    string
 	db     *state.DB
 	server *Server
@@ -56,7 +56,7 @@ type fixture struct {
 	micApp directory.Application
 }
 
-func newFixture(t *testing.T) *fixture {
+func newFixture(t testing.TB) *fixture {
 	t.Helper()
 	f := &fixture{t: t, dir: t.TempDir(), clock: &clock{now: time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)}, log: &syncBuffer{}}
 	f.config = Config{Now: f.clock.Now, Logger: slog.New(slog.NewTextHandler(f.log, nil))}
@@ -132,7 +132,7 @@ func flip(s string) string {
 
 // hs256 is the classic confusion: the public key, which everybody has, is
 // used as the secret of an HMAC.
-func hs256(t *testing.T, kid string, public, claims any) string {
+func hs256(t testing.TB, kid string, public, claims any) string {
 	t.Helper()
 	secret, err := json.Marshal(public)
 	if err != nil {
