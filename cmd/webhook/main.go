@@ -65,7 +65,7 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (setting
 	flags := flag.NewFlagSet("webhook", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.StringVar(&s.Audience, "audience", "", "audience of the projected token (default "+workloadidentity.Audience+")")
-	flags.StringVar(&s.Config.AuthorityHost, "authority-host", "", "AZURE_AUTHORITY_HOST for the pods (default: the one of AZURE_ENVIRONMENT)")
+	flags.StringVar(&s.AuthorityHost, "authority-host", "", "AZURE_AUTHORITY_HOST for the pods (default: the one of AZURE_ENVIRONMENT)")
 	layout := flags.String("token-layout", string(webhook.LayoutV16), `where the token is in a container: "v1.6", or "legacy" as before v1.6 and on AKS`)
 	flags.StringVar(&s.webhookAddr, "webhook-addr", ":9443", "address for the API server's calls")
 	flags.StringVar(&s.healthAddr, "health-addr", ":9440", "address of /healthz and /readyz")
@@ -97,13 +97,13 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (setting
 		return s, nil
 	}
 	var errs []error
-	if s.Config.AuthorityHost == "" {
+	if s.AuthorityHost == "" {
 		var err error
-		s.Config.AuthorityHost, err = webhook.AuthorityHost(getenv("AZURE_ENVIRONMENT"))
+		s.AuthorityHost, err = webhook.AuthorityHost(getenv("AZURE_ENVIRONMENT"))
 		errs = append(errs, err)
 	}
-	if s.Config.AuthorityHost != "" {
-		errs = append(errs, s.Config.Validate())
+	if s.AuthorityHost != "" {
+		errs = append(errs, s.Validate())
 	}
 	if *backend != "prometheus" {
 		errs = append(errs, fmt.Errorf("--metrics-backend %q is unknown: use prometheus", *backend))
@@ -185,8 +185,12 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if err := s.listen(ctx, server); err != nil {
 		return err
 	}
-	logger.InfoContext(ctx, "webhook started", "version", version, "tenantID", s.TenantID, "authorityHost", s.Config.AuthorityHost, "tokenLayout", s.Layout,
-		"webhookAddr", server.Listen.Admission.Addr().String(), "healthAddr", server.Listen.Health.Addr().String())
+	metricsAddr := "none"
+	if l := server.Listen.Metrics; l != nil {
+		metricsAddr = l.Addr().String()
+	}
+	logger.InfoContext(ctx, "webhook started", "version", version, "tenantID", s.TenantID, "authorityHost", s.AuthorityHost, "tokenLayout", s.Layout,
+		"webhookAddr", server.Listen.Admission.Addr().String(), "healthAddr", server.Listen.Health.Addr().String(), "metricsAddr", metricsAddr)
 	g.Go(func() error { return accounts.Run(running) })
 	g.Go(func() error {
 		defer cancel()

@@ -2,6 +2,7 @@ package webhook
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -135,8 +136,11 @@ func TestAReplicaSetsPodsAreMutated(t *testing.T) {
 	}
 	labtest.Eventually(t, t.Context(), func() error {
 		pods, err := kube.CoreV1().Pods(namespace).List(t.Context(), metav1.ListOptions{})
-		if err != nil || len(pods.Items) == 0 {
-			return fmt.Errorf("%d pods, %v", len(pods.Items), err)
+		if err != nil {
+			return err
+		}
+		if len(pods.Items) == 0 {
+			return errors.New("there is no pod yet")
 		}
 		p := pods.Items[0]
 		last := p.Spec.Volumes[len(p.Spec.Volumes)-1].Name
@@ -337,8 +341,11 @@ func TestTheManifestsOwnPodsAreAdmitted(t *testing.T) {
 	kube, _ := clientset(t)
 	labtest.Eventually(t, t.Context(), func() error {
 		pods, err := kube.CoreV1().Pods(workloadidentity.Namespace).List(t.Context(), metav1.ListOptions{LabelSelector: "azure-workload-identity.io/system=true"})
-		if err != nil || len(pods.Items) < 2 {
-			return fmt.Errorf("%d pods, want 2: %v", len(pods.Items), err)
+		if err != nil {
+			return err
+		}
+		if len(pods.Items) < 2 {
+			return fmt.Errorf("%d pods, want 2", len(pods.Items))
 		}
 		return nil
 	})

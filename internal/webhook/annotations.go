@@ -137,15 +137,11 @@ func isGUID(s string) bool {
 		return false
 	}
 	for i, c := range []byte(s) {
-		switch i {
-		case 8, 13, 18, 23:
-			if c != '-' {
-				return false
-			}
+		switch hyphen := i == 8 || i == 13 || i == 18 || i == 23; {
+		case hyphen && c == '-':
+		case !hyphen && strings.IndexByte("0123456789abcdefABCDEF", c) >= 0:
 		default:
-			if !('0' <= c && c <= '9' || 'a' <= c && c <= 'f' || 'A' <= c && c <= 'F') {
-				return false
-			}
+			return false
 		}
 	}
 	return true

@@ -43,17 +43,18 @@ func (s *Server) Run(ctx context.Context) error {
 	health.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") })
 	health.HandleFunc("GET /readyz", s.readyz)
 
-	servers := []*http.Server{s.server(admission), s.server(health)}
-	servers[0].TLSConfig = s.TLS
+	reviews, probes := s.server(admission), s.server(health)
+	reviews.TLSConfig = s.TLS
+	servers := []*http.Server{reviews, probes}
 	g, running := errgroup.WithContext(ctx)
-	g.Go(func() error { return served(servers[0].ServeTLS(s.Listen.Admission, "", "")) })
-	g.Go(func() error { return served(servers[1].Serve(s.Listen.Health)) })
+	g.Go(func() error { return served(reviews.ServeTLS(s.Listen.Admission, "", "")) })
+	g.Go(func() error { return served(probes.Serve(s.Listen.Health)) })
 	if s.Listen.Metrics != nil && s.Metrics != nil {
-		metrics := http.NewServeMux()
-		metrics.Handle("GET /metrics", s.Metrics)
-		m := s.server(metrics)
-		servers = append(servers, m)
-		g.Go(func() error { return served(m.Serve(s.Listen.Metrics)) })
+		mux := http.NewServeMux()
+		mux.Handle("GET /metrics", s.Metrics)
+		metrics := s.server(mux)
+		servers = append(servers, metrics)
+		g.Go(func() error { return served(metrics.Serve(s.Listen.Metrics)) })
 	}
 	g.Go(func() error {
 		<-running.Done()
