@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
@@ -37,7 +38,7 @@ func TestTheProgramServesUntilItIsToldToEnd(t *testing.T) {
 			t.Fatal(err)
 		}
 		if kind := o.GetKind(); kind == "Namespace" || kind == "MutatingWebhookConfiguration" {
-			if err := c.Create(t.Context(), o); err != nil {
+			if err := c.Create(t.Context(), o); err != nil && !apierrors.IsAlreadyExists(err) {
 				t.Fatal(err)
 			}
 		}
