@@ -62,7 +62,7 @@ func TestJudge(t *testing.T) {
 		"a pod that is to read the secret and is refused": {
 			scene{row: Row{Want: secretRead}},
 			report{Status: 403, Error: "token\nfailure"},
-			Row{Want: secretRead, Result: "refused (403): token failure"},
+			Row{Want: secretRead, Result: "refused (403)", Reason: "token\nfailure"},
 		},
 		"a pod that is to be refused and reads the secret": {
 			scene{row: Row{Want: refused}, refusal: "x"},
@@ -72,12 +72,12 @@ func TestJudge(t *testing.T) {
 		"a pod that is refused for another reason than the story's": {
 			scene{row: Row{Want: refused}, refusal: "aadpodidbinding"},
 			report{Status: 500, Error: "internal error"},
-			Row{Want: refused, Result: "refused (500): internal error"},
+			Row{Want: refused, Result: "refused (500)", Reason: "internal error"},
 		},
 		"a pod that is refused for the story's reason": {
 			scene{row: Row{Want: refused}, refusal: "aadpodidbinding"},
 			report{Status: 404, Error: "the pod has no label aadpodidbinding"},
-			Row{Want: refused, Result: "refused (404): the pod has no label aadpodidbinding", OK: true},
+			Row{Want: refused, Result: "refused (404)", Reason: "the pod has no label aadpodidbinding", OK: true},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -126,5 +126,19 @@ FAILED  2 Entra direct  saman/b    j         v/secrets/s  refused (403): no  -  
 	const wantJSON = `{"door":"1 IMDS","pod":"default/a","identity":"i","resource":"v/secrets/s","want":"","result":"secret read","ok":true,"firstTokenMillis":1234,"secondTokenMillis":0.9}`
 	if string(text) != wantJSON {
 		t.Errorf("got %s\nwant %s", text, wantJSON)
+	}
+}
+
+func TestRefusalsAreReadable(t *testing.T) {
+	for reason, want := range map[string]string{
+		`imds answered 404: {"error":"not_found","error_description":"no label"}`:                    "imds answered 404: no label",
+		`vault answered 403: {"error":{"code":"Forbidden","message":"Caller is\r\nnot authorized"}}`: "vault answered 403: Caller is not authorized",
+		`vault answered 502: {"half`: `vault answered 502: {"half`,
+		"plain\ntext":                "plain text",
+		`{"error":"only a code"}`:    `{"error":"only a code"}`,
+	} {
+		if got := readable(reason); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
 	}
 }

@@ -11,6 +11,7 @@ package demo
 import (
 	"context"
 	"fmt"
+	"io"
 	"strings"
 	"time"
 
@@ -22,25 +23,27 @@ import (
 
 	"github.com/lanyard-id/lanyard/api/workloadidentity"
 	"github.com/lanyard-id/lanyard/internal/azure"
+	"github.com/lanyard-id/lanyard/internal/estate"
 )
 
 // Names of the story: those of the mission's documents where they name things.
 const (
-	PodIdentity      = "vpl-id"            // document 001: the managed identity and its AzureIdentity
-	WorkloadIdentity = "saman-cluster-poc" // document 003: the managed identity
-	NoRoleIdentity   = "no-role-id"        // ours: an identity without any role
+	NoRoleIdentity = "no-role-id" // ours: an identity without any role
 
-	littlePod        = "test-id-pod"        // document 001
-	littlePodBinding = "little-pod-binding" // document 001: the label's value
-	samanNamespace   = "saman"              // document 003
-	samanAccount     = "saman-identity-poc" // document 003
-	samanCredential  = "saman-identity-poc-federated-credential"
-	bindingLabel     = "aadpodidbinding"
-	workloadImage    = "lanyard/workload:dev"
-	doorIMDS         = "1 IMDS"
-	doorEntra        = "2 Entra direct"
-	secretRead       = "secret read"
-	refused          = "refused"
+	littlePod            = "test-id-pod"                  // document 001
+	littlePodLabel       = "little-pod-binding"           // document 001: the label's value
+	littlePodBindingName = "vpl-id-to-little-pod"         // document 001
+	noRoleBinding        = "demo1-azure-identity-binding" // document 001
+	samanNamespace       = "saman"                        // document 003
+	samanAccount         = "saman-identity-poc"           // document 003
+	samanCredential      = "saman-identity-poc-federated-credential"
+	bindingLabel         = "aadpodidbinding"
+	workloadImage        = "lanyard/workload:dev"
+	reasonIssued         = "TokenIssued" // of the event that records an issuance
+	doorIMDS             = "1 IMDS"
+	doorEntra            = "2 Entra direct"
+	secretRead           = "secret read"
+	refused              = "refused"
 )
 
 // A Story is played on one lab. All fields must be set.
@@ -54,7 +57,7 @@ type Story struct {
 	Secret             string // its name in the vault
 	ControllerObjectID string // the principal that mic acts as: it needs Managed Identity Operator on every identity
 
-	Progress func(format string, args ...any) // what is being done now
+	Step func(format string, args ...any) // tells what is being done now
 }
 
 // A scene is a pod and what the story expects of it.
@@ -66,29 +69,59 @@ type scene struct {
 	refusal string
 }
 
-// Play plays the story once and returns its table. It fails when the story
-// could not be played; a row that is not as expected is not a failure but a
-// Row with OK false. Playing it again on the same lab gives the same rows.
-func (s *Story) Play(ctx context.Context) ([]Row, error) {
-	s.Progress("creating the identity %s and the federated credential %s in Azure", NoRoleIdentity, samanCredential)
+// A Result is what came of the story.
+type Result struct {
+	Rows []Row `json:"rows"`
+	// Records are the events on the AzureIdentityBindings that tell of each
+	// issuance and refusal.
+	Records []string `json:"records"`
+}
+
+// Write writes r for people: the table, and what was recorded.
+func (r Result) Write(w io.Writer) error {
+	if err := WriteTable(w, r.Rows); err != nil {
+		return err
+	}
+	fmt.Fprintln(w, "\nwhy the others were refused:")
+	for _, row := range r.Rows {
+		if row.Reason != "" {
+			fmt.Fprintf(w, "  %s: %s\n", row.Pod, readable(row.Reason))
+		}
+	}
+	fmt.Fprintln(w, "\nrecorded on the bindings:")
+	for _, record := range r.Records {
+		if _, err := fmt.Fprintln(w, "  "+record); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Play plays the story once. It fails when the story could not be played; a
+// row that is not as expected is not a failure but a Row with OK false.
+// Playing it again on the same lab gives the same rows.
+func (s *Story) Play(ctx context.Context) (Result, error) {
+	s.Step("creating the identity %s and the federated credential %s in Azure", NoRoleIdentity, samanCredential)
 	noRole, err := s.setUpAzure(ctx)
 	if err != nil {
-		return nil, err
+		return Result{}, err
 	}
-	s.Progress("applying the manifests of door 1 and door 2")
+	s.Step("applying the manifests of door 1 and door 2")
 	if err := s.setUpCluster(ctx, noRole); err != nil {
-		return nil, err
+		return Result{}, err
 	}
-	var rows []Row
+	var result Result
 	for _, scene := range s.scenes() {
-		s.Progress("door %s: the pod %s asks for a token and reads the secret", scene.row.Door, scene.row.Pod)
+		s.Step("door %s: the pod %s asks for a token and reads the secret", scene.row.Door, scene.row.Pod)
 		row, err := s.play(ctx, scene)
 		if err != nil {
-			return rows, fmt.Errorf("door %s: %w", scene.row.Door, err)
+			return result, fmt.Errorf("door %s: %w", scene.row.Door, err)
 		}
-		rows = append(rows, row)
+		result.Rows = append(result.Rows, row)
 	}
-	return rows, nil
+	s.Step("reading what was recorded on the bindings")
+	result.Records, err = s.records(ctx, []string{littlePodBindingName, noRoleBinding})
+	return result, err
 }
 
 // setUpAzure does what documents 001 and 003 do with az and Terraform.
@@ -102,15 +135,15 @@ func (s *Story) setUpAzure(ctx context.Context) (noRole Identity, err error) {
 		return Identity{}, err
 	}
 	subject := "system:serviceaccount:" + samanNamespace + ":" + samanAccount
-	return noRole, s.Azure.Federate(ctx, WorkloadIdentity, samanCredential, s.Issuer, subject)
+	return noRole, s.Azure.Federate(ctx, estate.WorkloadIdentity, samanCredential, s.Issuer, subject)
 }
 
 func (s *Story) setUpCluster(ctx context.Context, noRole Identity) error {
-	podIdentity, err := s.Azure.Identity(ctx, PodIdentity)
+	podIdentity, err := s.Azure.Identity(ctx, estate.PodIdentity)
 	if err != nil {
 		return err
 	}
-	workloadIdentity, err := s.Azure.Identity(ctx, WorkloadIdentity)
+	workloadIdentity, err := s.Azure.Identity(ctx, estate.WorkloadIdentity)
 	if err != nil {
 		return err
 	}
@@ -163,17 +196,17 @@ func (s *Story) scenes() []scene {
 	imds := []string{"imds", "--vault", s.VaultURL, "--secret", s.Secret}
 	return []scene{
 		{
-			row: Row{Door: doorIMDS, Pod: "default/" + littlePod, Identity: PodIdentity, Resource: resource, Want: secretRead},
-			pod: pod("default", littlePod, "", map[string]string{bindingLabel: littlePodBinding}, imds...),
+			row: Row{Door: doorIMDS, Pod: "default/" + littlePod, Identity: estate.PodIdentity, Resource: resource, Want: secretRead},
+			pod: pod("default", littlePod, "", map[string]string{bindingLabel: littlePodLabel}, imds...),
 		},
 		{
-			row: Row{Door: doorEntra, Pod: samanNamespace + "/saman-app", Identity: WorkloadIdentity, Resource: resource, Want: secretRead},
+			row: Row{Door: doorEntra, Pod: samanNamespace + "/saman-app", Identity: estate.WorkloadIdentity, Resource: resource, Want: secretRead},
 			pod: pod(samanNamespace, "saman-app", samanAccount, map[string]string{workloadidentity.LabelUse: "true"},
 				"sdk", "--vault", s.VaultURL, "--secret", s.Secret),
 		},
 		{
 			row:     Row{Door: doorIMDS, Pod: "default/no-label", Identity: "none", Resource: resource, Want: refused},
-			pod:     pod("default", "no-label", "", nil, imds...),
+			pod:     pod("default", "no-label", "", nil, append(imds, "--wait=0s")...), // asking again does not help
 			refusal: bindingLabel,
 		},
 		{
@@ -224,19 +257,10 @@ func judge(c scene, r report, created time.Time) Row {
 		row.OK = row.Want == secretRead && row.FirstToken > 0
 		return row
 	}
-	row.Result = fmt.Sprintf("refused (%d): %s", r.Status, oneLine(r.Error))
+	row.Result = fmt.Sprintf("refused (%d)", r.Status)
+	row.Reason = r.Error
 	row.OK = row.Want == refused && strings.Contains(r.Error, c.refusal)
 	return row
-}
-
-// oneLine shortens a refusal to what a table can hold.
-func oneLine(s string) string {
-	const most = 90
-	s = strings.Join(strings.Fields(s), " ")
-	if r := []rune(s); len(r) > most {
-		return string(r[:most-1]) + "…"
-	}
-	return s
 }
 
 // removePod deletes what an earlier play left, so that this one starts anew.
@@ -267,16 +291,4 @@ func (s *Story) removePod(ctx context.Context, pod *corev1.Pod) error {
 			}
 		}
 	}
-}
-
-// Issuances returns the events that record what the pods were given, from the
-// AzureIdentityBindings of the story.
-func (s *Story) Issuances(ctx context.Context) ([]corev1.Event, error) {
-	list, err := s.Kube.CoreV1().Events(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{
-		FieldSelector: "involvedObject.kind=AzureIdentityBinding",
-	})
-	if err != nil {
-		return nil, fmt.Errorf("reading the events of the bindings: %w", err)
-	}
-	return list.Items, nil
 }

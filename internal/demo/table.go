@@ -12,13 +12,14 @@ import (
 // A Row is one line of the demo's table: what one pod asked for and what it
 // got.
 type Row struct {
-	Door     string `json:"door"`     // "1 IMDS" or "2 Entra direct"
-	Pod      string `json:"pod"`      // namespace/name
-	Identity string `json:"identity"` // the managed identity's name; "none" where the pod has none
-	Resource string `json:"resource"` // the secret that is read
-	Want     string `json:"want"`     // what the story expects
-	Result   string `json:"result"`   // what happened, in a few words
-	OK       bool   `json:"ok"`       // whether Result is what the story expects
+	Door     string `json:"door"`             // "1 IMDS" or "2 Entra direct"
+	Pod      string `json:"pod"`              // namespace/name
+	Identity string `json:"identity"`         // the managed identity's name; "none" where the pod has none
+	Resource string `json:"resource"`         // the secret that is read
+	Want     string `json:"want"`             // what the story expects
+	Result   string `json:"result"`           // what happened, in a few words
+	Reason   string `json:"reason,omitempty"` // of a refusal, as the pod was told it
+	OK       bool   `json:"ok"`               // whether Result is what the story expects
 
 	// FirstToken is the time from the request that created the pod to the
 	// first token in its hands; zero where it got none.
@@ -77,4 +78,25 @@ func Failed(rows []Row) []Row {
 		}
 	}
 	return failed
+}
+
+// readable is a refusal for people: what Azure's error bodies say, without
+// their JSON. Text in any other form stays as it is.
+func readable(reason string) string {
+	text := reason
+	if i := strings.IndexByte(reason, '{'); i >= 0 {
+		var body struct {
+			Error       json.RawMessage `json:"error"`
+			Description string          `json:"error_description"`
+		}
+		var inner struct{ Message string }
+		switch {
+		case json.Unmarshal([]byte(reason[i:]), &body) != nil:
+		case body.Description != "":
+			text = reason[:i] + body.Description
+		case json.Unmarshal(body.Error, &inner) == nil && inner.Message != "":
+			text = reason[:i] + inner.Message
+		}
+	}
+	return strings.Join(strings.Fields(text), " ")
 }

@@ -1,0 +1,287 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lanyard-id/lanyard/internal/estate"
+	"github.com/lanyard-id/lanyard/internal/lab"
+	"github.com/lanyard-id/lanyard/internal/lab/node"
+)
+
+// stopTimeout bounds how long a lab may take to stop before what is left of
+// it is killed.
+const stopTimeout = 45 * time.Second
+
+func labCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "lab",
+		Short: "A real Kubernetes cluster and a local Azure on this machine",
+		Long: `A lab is a real etcd, API server, controller manager and scheduler, a real
+containerd and kubelet, and a local Azure beside them, with Lanyard installed.
+It lives in namespaces of its own: nothing on the host changes, and any number
+of labs run side by side, each with a state directory.`,
+		Example: `  lanyard lab up --detach
+  eval "$(lanyard lab env)"
+  kubectl get azureidentity -A
+  lanyard lab down`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(labUpCommand(), labDownCommand(), labEnvCommand(), labStatusCommand())
+	return cmd
+}
+
+// stateFlag adds --state to a command.
+func stateFlag(cmd *cobra.Command, state *string) {
+	cmd.Flags().StringVar(state, "state", ".lab", "directory that holds everything the lab keeps")
+	_ = cmd.MarkFlagDirname("state") // fails only for a flag that does not exist
+}
+
+// outputFlag adds -o to a command. Empty is text for people.
+func outputFlag(cmd *cobra.Command, output *string) {
+	cmd.Flags().StringVarP(output, "output", "o", "", `"json" for programs; text for people without it`)
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"json"}, cobra.ShellCompDirectiveNoFileComp))
+}
+
+func checkOutput(output string) error {
+	if output != "" && output != "json" {
+		return usageError{fmt.Errorf("unknown output format %q: only \"json\" exists", output)}
+	}
+	return nil
+}
+
+func writeJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+// labFlags are the settings of a lab.
+type labFlags struct {
+	state   string
+	verbose bool
+	config  lab.APIServer
+}
+
+func (f *labFlags) add(cmd *cobra.Command) {
+	stateFlag(cmd, &f.state)
+	flags := cmd.Flags()
+	flags.BoolVar(&f.verbose, "verbose", false, "write the log of the lab and the cloud to standard error")
+	flags.StringArrayVar(&f.config.Args, "apiserver-arg", nil, "a `flag=value` for kube-apiserver; may be repeated")
+	flags.StringVar(&f.config.Issuer, "service-account-issuer", "", "issuer of service-account tokens (default the lab's own, served by the local cloud)")
+	flags.StringVar(&f.config.AuthenticationConfig, "authentication-config", "", "`file` with an AuthenticationConfiguration for kube-apiserver")
+	flags.StringVar(&f.config.AuthorizationConfig, "authorization-config", "", "`file` with an AuthorizationConfiguration for kube-apiserver")
+	flags.StringVar(&f.config.AuditPolicy, "audit-policy", "", "`file` with an audit policy (default: metadata of every change)")
+}
+
+// labConfig makes the lab's configuration from flags and from where this
+// executable lies: the other binaries are beside it.
+func (f *labFlags) labConfig(step func(string, ...any), stderr io.Writer) (estate.Config, error) {
+	state, err := filepath.Abs(f.state)
+	if err != nil {
+		return estate.Config{}, err
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		return estate.Config{}, fmt.Errorf("finding the directory of this executable: %w", err)
+	}
+	level := slog.LevelError
+	if f.verbose {
+		level = slog.LevelInfo
+	}
+	return estate.Config{
+		StateDir:  state,
+		BinDir:    filepath.Dir(exe),
+		Self:      []string{"/proc/self/exe", nodeVerb},
+		APIServer: f.config,
+		Step:      step,
+		Logger:    slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level})),
+	}, nil
+}
+
+func labUpCommand() *cobra.Command {
+	var flags labFlags
+	var detach bool
+	var output string
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Start a lab",
+		Example: `  lanyard lab up                        in the foreground, until interrupted
+  lanyard lab up --detach --state DIR   in the background
+  lanyard lab up --apiserver-arg=audit-log-path=/tmp/audit.log`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
+			p := newProgress(cmd.ErrOrStderr())
+			defer p.Done()
+			if detach {
+				if err := upDetached(cmd.Context(), flags.state, p); err != nil {
+					return err
+				}
+				return announce(cmd, flags.state, output)
+			}
+			config, err := flags.labConfig(p.Step, cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			ready := readyPipe()
+			if ready != nil {
+				config.Step = ready.step
+			}
+			l, err := estate.Up(cmd.Context(), config)
+			if err != nil {
+				ready.failed(err)
+				return err
+			}
+			if ready != nil {
+				ready.ready()
+			} else if err := announce(cmd, flags.state, output); err != nil {
+				return errors.Join(err, stopLab(cmd.Context(), l))
+			}
+			p.Done()
+			err = l.Wait(cmd.Context())
+			p.Step("stopping")
+			err = errors.Join(err, stopLab(cmd.Context(), l))
+			if cmd.Context().Err() != nil {
+				return nil // asked to stop, and stopped
+			}
+			return err
+		},
+	}
+	flags.add(cmd)
+	cmd.Flags().BoolVar(&detach, "detach", false, "return as soon as the lab is ready and leave it running")
+	outputFlag(cmd, &output)
+	return cmd
+}
+
+// stopLab stops a lab, even when ctx has ended.
+func stopLab(ctx context.Context, l *estate.Estate) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	return l.Stop(ctx)
+}
+
+// announce ends "lab up" with three lines that a person can paste.
+func announce(cmd *cobra.Command, state, output string) error {
+	status, err := estate.ReadStatus(state)
+	if err != nil {
+		return err
+	}
+	if output == "json" {
+		status.Env = nil // "lab env" prints it, secret and all
+		return writeJSON(cmd.OutOrStdout(), status)
+	}
+	fmt.Fprintf(cmd.OutOrStdout(), `
+export KUBECONFIG=%s
+eval "$(%s lab env --state %s)"
+%s lab down --state %s
+`, estate.Quote(status.Kubeconfig), os.Args[0], estate.Quote(state), os.Args[0], estate.Quote(state))
+	return nil
+}
+
+func labDownCommand() *cobra.Command {
+	var state string
+	cmd := &cobra.Command{
+		Use:     "down",
+		Short:   "Stop a lab and remove what it left running",
+		Example: `  lanyard lab down --state DIR`,
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			p := newProgress(cmd.ErrOrStderr())
+			defer p.Done()
+			p.Step("stopping the lab in %s", state)
+			ctx, cancel := context.WithTimeout(cmd.Context(), stopTimeout)
+			defer cancel()
+			return estate.Down(ctx, state)
+		},
+	}
+	stateFlag(cmd, &state)
+	return cmd
+}
+
+func labEnvCommand() *cobra.Command {
+	var state, output string
+	cmd := &cobra.Command{
+		Use:   "env",
+		Short: "Print what points kubectl, az and the SDKs at a lab",
+		Long: `Prints the exports that point kubectl, az and clients in Go, node and Python at
+the lab. AZURE_CLIENT_SECRET among them is the secret of the lab's owner: it is
+worth nothing outside this lab.`,
+		Example: `  eval "$(lanyard lab env)"
+  az login --service-principal -u $AZURE_CLIENT_ID -p $AZURE_CLIENT_SECRET --tenant $AZURE_TENANT_ID`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
+			status, err := estate.ReadStatus(state)
+			if err != nil {
+				return err
+			}
+			if output == "json" {
+				return writeJSON(cmd.OutOrStdout(), status.Env)
+			}
+			return status.Env.WriteShell(cmd.OutOrStdout())
+		},
+	}
+	stateFlag(cmd, &state)
+	outputFlag(cmd, &output)
+	return cmd
+}
+
+func labStatusCommand() *cobra.Command {
+	var state, output string
+	cmd := &cobra.Command{
+		Use:     "status",
+		Short:   "Say whether a lab is up and where",
+		Long:    "Says whether a lab is up and where. The exit code is 1 when none is.",
+		Example: `  lanyard lab status --state DIR -o json`,
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
+			status, err := estate.ReadStatus(state)
+			if err != nil {
+				return err
+			}
+			status.Env = nil // "lab env" prints it, secret and all
+			if output == "json" {
+				return writeJSON(cmd.OutOrStdout(), status)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "up since %s (process %d)\nnode        %s\nkubeconfig  %s\nissuer      %s\nvault       %s\nproxy       %s\n",
+				status.Since.Format(time.RFC3339), status.PID, status.Node, status.Kubeconfig, status.Issuer, status.Vault, status.Proxy)
+			return nil
+		},
+	}
+	stateFlag(cmd, &state)
+	outputFlag(cmd, &output)
+	return cmd
+}
+
+// nodeVerb is how the lab starts this program again as a node's first process.
+const nodeVerb = "lab-node"
+
+func nodeCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    nodeVerb,
+		Short:  "The first process of a lab's node; started by the lab itself",
+		Hidden: true,
+		Args:   noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return node.Main(cmd.Context(), cmd.InOrStdin(), cmd.OutOrStdout())
+		},
+	}
+}

@@ -1,0 +1,96 @@
+// Command lanyard is Lanyard's one command for people: it starts a real
+// Kubernetes cluster with a local Azure beside it, plays the story that the
+// README tells, and runs the local cloud alone.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// version is set at link time.
+var version = "devel"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// Exit codes.
+const (
+	exitOK          = 0
+	exitFailed      = 1   // what was asked for did not happen
+	exitUsage       = 2   // the command line is wrong
+	exitInterrupted = 130 // 128 + SIGINT, as shells report it
+)
+
+// A usageError is a mistake on the command line.
+type usageError struct{ error }
+
+// run runs the command line args and returns the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := rootCommand()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	var usage usageError
+	switch {
+	case ctx.Err() != nil:
+		fmt.Fprintln(stderr, "lanyard: interrupted")
+		return exitInterrupted
+	case errors.As(err, &usage):
+		fmt.Fprintf(stderr, "lanyard: %v\n", err)
+		return exitUsage
+	default:
+		fmt.Fprintf(stderr, "lanyard: %v\n", err)
+		return exitFailed
+	}
+}
+
+func rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "lanyard",
+		Short: "Azure identities for every workload on any Kubernetes cluster",
+		Long: `Lanyard gives every workload on any Kubernetes cluster an Azure identity, with no
+secret in the pod.
+
+This command starts a lab: a real Kubernetes cluster and a local Azure on this
+machine, in namespaces of their own. Nothing on the host changes.`,
+		Example: `  lanyard demo                          start everything, play the story, stop
+  lanyard lab up --detach               start a lab and leave it up
+  eval "$(lanyard lab env)"             point kubectl, az and the SDKs at it
+  lanyard cloud                         the local Azure alone, without a cluster`,
+		Version:       version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          noArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetVersionTemplate("lanyard {{.Version}}\n")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w (see %q)", err, cmd.CommandPath()+" --help")}
+	})
+	root.AddCommand(labCommand(), cloudCommand(), demoCommand(), nodeCommand())
+	return root
+}
+
+// noArgs refuses arguments with what to do instead.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError{fmt.Errorf("unknown argument %q (see %q)", args[0], cmd.CommandPath()+" --help")}
+	}
+	return nil
+}

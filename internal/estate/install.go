@@ -1,0 +1,214 @@
+package estate
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/dynamic"
+	kubernetes "k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
+	"github.com/lanyard-id/lanyard/deploy"
+	"github.com/lanyard-id/lanyard/internal/lab/image"
+)
+
+// fieldOwner marks what an estate has applied.
+const fieldOwner = "lanyard-estate"
+
+// apply applies every document of the YAML streams, server-side, in order.
+func apply(ctx context.Context, c client.Client, streams ...[]byte) ([]*unstructured.Unstructured, error) {
+	var applied []*unstructured.Unstructured
+	for _, stream := range streams {
+		d := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(stream), 4096)
+		for {
+			u := &unstructured.Unstructured{}
+			err := d.Decode(&u.Object)
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				return applied, fmt.Errorf("reading a manifest: %w", err)
+			}
+			if len(u.Object) == 0 {
+				continue // only comments
+			}
+			if err := c.Apply(ctx, client.ApplyConfigurationFromUnstructured(u), client.FieldOwner(fieldOwner), client.ForceOwnership); err != nil {
+				return applied, fmt.Errorf("applying %s %s: %w", u.GetKind(), u.GetName(), err)
+			}
+			applied = append(applied, u)
+		}
+	}
+	return applied, nil
+}
+
+// waitReady waits until every workload among objects says that it is ready.
+func waitReady(ctx context.Context, d dynamic.Interface, objects []*unstructured.Unstructured) error {
+	for _, o := range objects {
+		ready, watched := readiness[o.GroupVersionKind()]
+		if !watched {
+			continue
+		}
+		resource := d.Resource(ready.resource).Namespace(o.GetNamespace())
+		if err := waitFor(ctx, resource, o.GetName(), ready.done); err != nil {
+			return fmt.Errorf("%s %s is not ready: %w", o.GetKind(), o.GetName(), err)
+		}
+	}
+	return nil
+}
+
+// readiness says how each kind of workload tells that it is ready: the text
+// is what is missing, empty when nothing is.
+var readiness = map[schema.GroupVersionKind]struct {
+	resource schema.GroupVersionResource
+	done     func(map[string]any) (missing string, err error)
+}{
+	appsv1.SchemeGroupVersion.WithKind("Deployment"): {appsv1.SchemeGroupVersion.WithResource("deployments"), deploymentReady},
+	appsv1.SchemeGroupVersion.WithKind("DaemonSet"):  {appsv1.SchemeGroupVersion.WithResource("daemonsets"), daemonSetReady},
+}
+
+func deploymentReady(object map[string]any) (string, error) {
+	var d appsv1.Deployment
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(object, &d); err != nil {
+		return "", err
+	}
+	want := int32(1)
+	if d.Spec.Replicas != nil {
+		want = *d.Spec.Replicas
+	}
+	if d.Status.ObservedGeneration < d.Generation || d.Status.AvailableReplicas < want || d.Status.UpdatedReplicas < want {
+		return fmt.Sprintf("%d of %d replicas are available", d.Status.AvailableReplicas, want), nil
+	}
+	return "", nil
+}
+
+func daemonSetReady(object map[string]any) (string, error) {
+	var d appsv1.DaemonSet
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(object, &d); err != nil {
+		return "", err
+	}
+	if want := d.Status.DesiredNumberScheduled; want == 0 || d.Status.ObservedGeneration < d.Generation || d.Status.NumberReady < want {
+		return fmt.Sprintf("%d of %d pods are ready", d.Status.NumberReady, want), nil
+	}
+	return "", nil
+}
+
+// waitFor watches one object until done says that nothing is missing.
+func waitFor(ctx context.Context, r dynamic.ResourceInterface, name string, done func(map[string]any) (string, error)) error {
+	missing := "it does not exist"
+	for {
+		w, err := r.Watch(ctx, metav1.ListOptions{FieldSelector: "metadata.name=" + name})
+		if err != nil {
+			return fmt.Errorf("%s (%w)", missing, err)
+		}
+		finished, err := watchUntil(ctx, w, done, &missing)
+		w.Stop()
+		if finished || err != nil {
+			return err
+		}
+	}
+}
+
+func watchUntil(ctx context.Context, w watch.Interface, done func(map[string]any) (string, error), missing *string) (bool, error) {
+	for {
+		select {
+		case <-ctx.Done():
+			return false, fmt.Errorf("%s: %w", *missing, context.Cause(ctx))
+		case e, open := <-w.ResultChan():
+			if !open {
+				return false, nil // the API server closes watches when it likes
+			}
+			u, ok := e.Object.(*unstructured.Unstructured)
+			if !ok || e.Type == watch.Deleted || e.Type == watch.Error {
+				continue
+			}
+			m, err := done(u.Object)
+			if err != nil {
+				return false, err
+			}
+			if *missing = m; m == "" {
+				return true, nil
+			}
+		}
+	}
+}
+
+// adminSecret is the Secret that v1's manifests without azure.json read: the
+// principal that mic acts as.
+func adminSecret(namespace string, values map[string]string) *corev1.Secret {
+	return &corev1.Secret{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"},
+		ObjectMeta: metav1.ObjectMeta{Name: "aadpodidentity-admin-secret", Namespace: namespace},
+		StringData: values,
+	}
+}
+
+// scheme returns the kinds that an estate's client knows by type.
+func scheme() (*runtime.Scheme, error) {
+	s := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{kubernetes.AddToScheme, v1.AddToScheme} {
+		if err := add(s); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// install puts Lanyard on the cluster, as a person with kubectl would.
+func (e *Estate) install(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Minute, errors.New("it took longer than two minutes"))
+	defer cancel()
+	e.config.Step("building and loading the images of mic, nmi, webhook and workload")
+	var images []image.Image
+	for _, name := range []string{"mic", "nmi", "webhook", "workload"} {
+		images = append(images, image.Image{
+			Ref: "lanyard/" + name + ":dev", Binary: filepath.Join(e.config.BinDir, name), User: "65532:65532", CACerts: e.Cloud.CACertPEM(),
+		})
+	}
+	if err := e.Lab.LoadImages(ctx, images...); err != nil {
+		return err
+	}
+	e.config.Step("installing the custom resources, mic, nmi and the webhook")
+	crds, err := deploy.CRDs()
+	if err != nil {
+		return err
+	}
+	manifests, err := deploy.Manifests("mic", "nmi", "webhook")
+	if err != nil {
+		return err
+	}
+	for i, m := range manifests {
+		if manifests[i], err = deploy.Fill(m, map[string]string{"AZURE_TENANT_ID": e.Cloud.Tenant.ID}); err != nil {
+			return err
+		}
+	}
+	if _, err := apply(ctx, e.Objects, crds...); err != nil {
+		return err
+	}
+	if err := e.Objects.Create(ctx, adminSecret(metav1.NamespaceDefault, e.Cloud.adminSecret())); err != nil {
+		return fmt.Errorf("creating mic's secret: %w", err)
+	}
+	installed, err := apply(ctx, e.Objects, manifests...)
+	if err != nil {
+		return err
+	}
+	e.config.Step("waiting until mic, nmi and the webhook are ready")
+	d, err := e.dynamic()
+	if err != nil {
+		return err
+	}
+	return waitReady(ctx, d, installed)
+}
