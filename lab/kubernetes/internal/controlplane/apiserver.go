@@ -48,6 +48,8 @@ func apiserverArgs(c Config, files pki.Cluster, etcd string) []string {
 		"--allow-privileged=true",
 		"--enable-admission-plugins=NodeRestriction",
 		"--profiling=false",
+		// Otherwise clients that watch hold up the end for a minute.
+		"--shutdown-send-retry-after=true",
 	}
 	for _, issuer := range c.Issuers {
 		args = append(args, "--service-account-issuer="+issuer)

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 )
@@ -50,6 +52,9 @@ func (s *server) redirect(stderr *os.File) (restore func(), err error) {
 
 // showLog writes the end of the log to the user.
 func (s *server) showLog() {
+	if s.LogToStderr {
+		return
+	}
 	klog.Flush()
 	content, err := os.ReadFile(s.logFile())
 	if err != nil || len(content) == 0 {
@@ -71,6 +76,21 @@ func setVerbosity(level int) error {
 		return fmt.Errorf("setting --v: %w", err)
 	}
 	return nil
+}
+
+// exitsAreFailures replaces what klog does to end the process. The components
+// give up that way, among others when they are stopped while they start; the
+// rest of the process must still stop in order.
+func exitsAreFailures(ctx context.Context, group *errgroup.Group) {
+	klog.OsExit = func(code int) {
+		group.Go(func() error {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return &componentError{fmt.Errorf("a component gave up with exit status %d", code)}
+		})
+		runtime.Goexit() // the caller counts on not going on
+	}
 }
 
 // withParent returns a context that ends with the parent process.

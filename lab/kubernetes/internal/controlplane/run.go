@@ -16,9 +16,11 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/client-go/kubernetes"
+	corev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	logsapi "k8s.io/component-base/logs/api/v1"
@@ -41,7 +43,7 @@ type Ready struct {
 }
 
 // Run runs the control plane until ctx ends, which is no error, or a component
-// fails. Progress and the end of the components' log after a failure go to
+// fails. Progress, and the end of the log after a component failed, go to
 // stderr. It may be called once in a process.
 func Run(ctx context.Context, c Config, stdout io.Writer, stderr *os.File) (err error) {
 	s := &server{Config: c, started: time.Now(), progress: stderr}
@@ -70,9 +72,6 @@ func Run(ctx context.Context, c Config, stdout io.Writer, stderr *os.File) (err 
 	err = s.run(ctx, stdout)
 	if err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = nil // stopped while it started
-	}
-	if err != nil && !s.LogToStderr {
-		s.showLog()
 	}
 	return err
 }
@@ -174,6 +173,9 @@ func (s *server) run(ctx context.Context, stdout io.Writer) error {
 		group.Go(func() error { return err }) // ends the others
 	}
 	<-groupCtx.Done()
+	if failed := new(componentError); errors.As(context.Cause(groupCtx), &failed) {
+		s.showLog() // before the components add that they stop
+	}
 	s.step("stopping")
 	err = errors.Join(s.wait(group), removeIfExists(s.readyFile()))
 	if err == nil {
@@ -189,6 +191,7 @@ func (s *server) start(ctx context.Context, group *errgroup.Group, l net.Listene
 		return fmt.Errorf("setting feature gates: %w", err)
 	}
 	rest.SetDefaultWarningHandler(rest.NoWarnings{})
+	exitsAreFailures(ctx, group)
 	if err := setVerbosity(s.Verbosity); err != nil {
 		return err
 	}
@@ -212,13 +215,10 @@ func (s *server) start(ctx context.Context, group *errgroup.Group, l net.Listene
 	if err := grant(ctx, client); err != nil {
 		return err
 	}
-	serviceAccounts := false
 	if !s.NoControllerManager {
-		var run func(context.Context) error
-		if run, serviceAccounts, err = newControllerManager(ctx, controllerManagerArgs(s.Config, files)); err != nil {
-			return fmt.Errorf("configuring kube-controller-manager: %w", err)
+		if err := s.startControllers(ctx, group, files, client.CoreV1()); err != nil {
+			return err
 		}
-		launch(ctx, group, "kube-controller-manager", run)
 	}
 	if !s.NoScheduler {
 		run, err := newScheduler(ctx, files)
@@ -227,17 +227,43 @@ func (s *server) start(ctx context.Context, group *errgroup.Group, l net.Listene
 		}
 		launch(ctx, group, "kube-scheduler", run)
 	}
+	return s.announce(files, stdout)
+}
+
+// markerNamespace is where a missing ServiceAccount harms nobody: it holds the
+// heartbeats of nodes and never a pod.
+const markerNamespace = "kube-node-lease"
+
+// startControllers starts kube-controller-manager and waits until it works: a
+// default ServiceAccount that is not there is made. Without one no pod can be
+// created.
+func (s *server) startControllers(ctx context.Context, group *errgroup.Group, files pki.Cluster, client corev1.CoreV1Interface) error {
+	run, serviceAccounts, err := newControllerManager(ctx, controllerManagerArgs(s.Config, files))
+	if err != nil {
+		return fmt.Errorf("configuring kube-controller-manager: %w", err)
+	}
 	if serviceAccounts {
-		// The first pod needs it, and when it is there the controllers work.
-		if err := until(ctx, "the default ServiceAccount", func(ctx context.Context) error {
-			_, err := client.CoreV1().ServiceAccounts("default").Get(ctx, "default", metav1.GetOptions{})
-			return err
-		}); err != nil {
-			return err
+		err := client.ServiceAccounts(markerNamespace).Delete(ctx, "default", metav1.DeleteOptions{})
+		if err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("preparing to see the controllers work: %w", err)
 		}
+	}
+	launch(ctx, group, "kube-controller-manager", run)
+	if !serviceAccounts {
+		return nil
+	}
+	err = until(ctx, "the default ServiceAccounts", func(ctx context.Context) error {
+		for _, namespace := range []string{markerNamespace, metav1.NamespaceDefault} {
+			if _, err := client.ServiceAccounts(namespace).Get(ctx, "default", metav1.GetOptions{}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err == nil {
 		s.step("the controllers work")
 	}
-	return s.announce(files, stdout)
+	return err
 }
 
 func (s *server) announce(files pki.Cluster, stdout io.Writer) error {
@@ -266,6 +292,11 @@ func (s *server) wait(group *errgroup.Group) error {
 	}
 }
 
+// A componentError is a failure whose reason may be in the components' log.
+type componentError struct{ error }
+
+func (e *componentError) Unwrap() error { return e.error }
+
 // launch runs a component in group. Whatever it returns before ctx ends is a
 // failure: none of them has a reason to stop.
 func launch(ctx context.Context, group *errgroup.Group, name string, run func(context.Context) error) {
@@ -277,7 +308,7 @@ func launch(ctx context.Context, group *errgroup.Group, name string, run func(co
 		if err == nil {
 			err = errors.New("no reason given")
 		}
-		return fmt.Errorf("%s stopped: %w", name, err)
+		return &componentError{fmt.Errorf("%s stopped: %w", name, err)}
 	})
 }
 
@@ -341,7 +372,7 @@ func until(ctx context.Context, what string, check func(context.Context) error) 
 			if errors.Is(ctx.Err(), context.Canceled) {
 				return ctx.Err()
 			}
-			return fmt.Errorf("waiting for %s: %w: %w", what, context.Cause(ctx), err)
+			return &componentError{fmt.Errorf("waiting for %s: %w: %w", what, context.Cause(ctx), err)}
 		case <-ticker.C:
 		}
 	}
