@@ -253,11 +253,12 @@ func (c *Cloud) Serve(ctx context.Context, ln net.Listener) error {
 }
 
 // ServeProxy answers CONNECT requests on a listener, without TLS, until ctx
-// ends. It closes the listener.
+// ends; then its tunnels end too. It closes the listener.
 func (c *Cloud) ServeProxy(ctx context.Context, ln net.Listener, dial func(ctx context.Context, network, addr string) (net.Conn, error)) error {
 	s := &http.Server{
 		Handler: c.Proxy(dial), ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
-		ErrorLog: slog.NewLogLogger(c.logger.Handler(), slog.LevelDebug),
+		ErrorLog:    slog.NewLogLogger(c.logger.Handler(), slog.LevelDebug),
+		BaseContext: func(net.Listener) context.Context { return ctx },
 	}
 	return run(ctx, s, ln)
 }
@@ -268,8 +269,8 @@ func run(ctx context.Context, s *http.Server, ln net.Listener) error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 		defer cancel()
 		err := s.Shutdown(ctx)
-		if err != nil {
-			err = errors.Join(err, s.Close())
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = s.Close() // whoever is not done by now is cut off
 		}
 		ended <- err
 	})

@@ -80,6 +80,8 @@ func (c *Cloud) connect(w http.ResponseWriter, r *http.Request, dial func(ctx co
 		return 0, ""
 	}
 	defer c.tunnels.remove(t)
+	// Shutdown does not see hijacked connections; the server's context does.
+	defer context.AfterFunc(r.Context(), t.close)()
 	// The server set deadlines for reading a request; they end here.
 	_ = down.SetDeadline(time.Time{})
 	// What the client sent right behind its request is in the buffer.
