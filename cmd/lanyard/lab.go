@@ -69,6 +69,7 @@ func writeJSON(w io.Writer, v any) error {
 // labFlags are the settings of a lab.
 type labFlags struct {
 	state   string
+	bin     string
 	verbose bool
 	config  lab.APIServer
 }
@@ -76,6 +77,7 @@ type labFlags struct {
 func (f *labFlags) add(cmd *cobra.Command) {
 	stateFlag(cmd, &f.state)
 	flags := cmd.Flags()
+	flags.StringVar(&f.bin, "bin", "", "`directory` of kube, pause, mic, nmi, webhook and workload (default: this program's)")
 	flags.BoolVar(&f.verbose, "verbose", false, "write the log of the lab and the cloud to standard error")
 	flags.StringArrayVar(&f.config.Args, "apiserver-arg", nil, "a `flag=value` for kube-apiserver; may be repeated")
 	flags.StringVar(&f.config.Issuer, "service-account-issuer", "", "issuer of service-account tokens (default the lab's own, served by the local cloud)")
@@ -93,7 +95,11 @@ func (f *labFlags) labConfig(step func(string, ...any), stderr io.Writer) (estat
 	}
 	exe, err := os.Executable()
 	if err != nil {
-		return estate.Config{}, fmt.Errorf("finding the directory of this executable: %w", err)
+		return estate.Config{}, fmt.Errorf("finding this executable: %w", err)
+	}
+	bin := f.bin
+	if bin == "" {
+		bin = filepath.Dir(exe)
 	}
 	level := slog.LevelError
 	if f.verbose {
@@ -101,8 +107,8 @@ func (f *labFlags) labConfig(step func(string, ...any), stderr io.Writer) (estat
 	}
 	return estate.Config{
 		StateDir:  state,
-		BinDir:    filepath.Dir(exe),
-		Self:      []string{"/proc/self/exe", nodeVerb},
+		BinDir:    bin,
+		Self:      []string{exe, nodeVerb},
 		APIServer: f.config,
 		Step:      step,
 		Logger:    slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level})),

@@ -59,7 +59,7 @@ func Down(ctx context.Context, dir string) error {
 }
 
 func notUp(dir string, err error) error {
-	return fmt.Errorf("%w in %s: start one with \"lanyard lab up --state %s\"", err, dir, dir)
+	return fmt.Errorf("%w: start one with \"lanyard lab up --state %s\"", err, dir)
 }
 
 // auditPolicy is what an estate's API server records unless told otherwise.
