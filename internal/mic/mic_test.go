@@ -1,0 +1,448 @@
+package mic_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
+
+	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
+	"github.com/lanyard-id/lanyard/internal/azure"
+	"github.com/lanyard-id/lanyard/internal/mic"
+)
+
+// documents reads the manifests of mission document 001 as they are written
+// there, with the placeholders filled.
+func documents(t *testing.T) []*unstructured.Unstructured {
+	t.Helper()
+	data, err := os.ReadFile("testdata/document001.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []*unstructured.Unstructured
+	for doc := range strings.SplitSeq(string(data), "\n---\n") {
+		u := &unstructured.Unstructured{}
+		if err := yaml.Unmarshal([]byte(doc), &u.Object); err != nil {
+			t.Fatal(err)
+		}
+		u.SetNamespace("default")
+		out = append(out, u)
+	}
+	return out
+}
+
+func TestTheManifestsOfDocument001WorkAsWritten(t *testing.T) {
+	w, c := newWorld(t), &cloud{}
+	w.run(c)
+	w.eventually(func() error {
+		return w.Get(w.Context(), types.NamespacedName{Namespace: "default", Name: "default"}, &corev1.ServiceAccount{})
+	})
+	docs := documents(t)
+	for _, d := range docs {
+		w.make(d.DeepCopy())
+	}
+	pod := w.pod("default", "test-id-pod", w.node, "little-pod-binding")
+	w.await("default", "test-id-pod", "vpl-id=Assigned")
+	w.awaitCloud(c, w.set, "vpl-id")
+
+	var a v1.AzureAssignedIdentity
+	if err := w.Get(w.Context(), types.NamespacedName{Namespace: "default", Name: "test-id-pod-default-vpl-id"}, &a); err != nil {
+		t.Fatal(err)
+	}
+	got := []string{a.Labels["nodename"], a.Spec.NodeName, a.Spec.Pod, a.Spec.PodNamespace, a.Spec.AzureIdentityRef.Name, a.Spec.AzureIdentityRef.Kind, a.Spec.AzureIdentityRef.Spec.ClientID, a.Spec.AzureBindingRef.Name, a.Spec.AzureBindingRef.Spec.Selector, strings.Join(a.Finalizers, ","), fmt.Sprint(a.Status.AvailableReplicas)}
+	want := []string{w.node, w.node, "test-id-pod", "default", "vpl-id", "AzureIdentity", "6a2b7c1e-0f5d-4a1c-9a55-0b1f7f6f2d11", "vpl-id-to-little-pod", "little-pod-binding", "azureassignedidentity.finalizers.aadpodidentity.k8s.io", "1"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("the assignment (-want +got)\n%s", diff)
+	}
+	w.awaitEvent(a.Spec.AzureBindingRef, v1.KindAzureIdentityBinding, "binding applied", "Binding vpl-id-to-little-pod applied on node "+w.node+" for pod test-id-pod-default-vpl-id")
+
+	spec := func(d *unstructured.Unstructured) map[string]any {
+		u := &unstructured.Unstructured{}
+		u.SetGroupVersionKind(d.GroupVersionKind())
+		if err := w.Get(w.Context(), client.ObjectKeyFromObject(d), u); err != nil {
+			t.Fatal(err)
+		}
+		s, _, _ := unstructured.NestedMap(u.Object, "spec")
+		return s
+	}
+	normal := []map[string]any{
+		{"type": int64(0), "resourceID": idPrefix + "vpl-id", "clientID": "6a2b7c1e-0f5d-4a1c-9a55-0b1f7f6f2d11"},
+		{"azureIdentity": "vpl-id", "selector": "little-pod-binding"},
+	}
+	awaitNormal := func() {
+		t.Helper()
+		for i, d := range docs {
+			w.eventually(func() error {
+				if diff := cmp.Diff(normal[i], spec(d)); diff != "" {
+					return errors.New(diff)
+				}
+				return nil
+			})
+		}
+	}
+	awaitNormal()
+
+	// What kubectl apply sends when the same old manifests are applied again:
+	// the fields that the live object lacks.
+	apply := func(d *unstructured.Unstructured, fields string) {
+		t.Helper()
+		if err := w.Patch(w.Context(), d.DeepCopy(), client.RawPatch(types.MergePatchType, []byte(`{"spec":`+fields+`}`))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	apply(docs[1], `{"AzureIdentity":"vpl-id","Selector":"little-pod-binding"}`)
+	awaitNormal()
+	w.await("default", "test-id-pod", "vpl-id=Assigned")
+	// And when the old manifest was changed in between.
+	apply(docs[1], `{"AzureIdentity":"vpl-id","Selector":"other"}`)
+	normal[1]["selector"] = "other"
+	awaitNormal()
+	w.await("default", "test-id-pod", "")
+	w.awaitCloud(c, w.set, "")
+
+	apply(docs[1], `{"Selector":"little-pod-binding"}`)
+	w.await("default", "test-id-pod", "vpl-id=Assigned")
+	w.remove(pod)
+	w.await("default", "test-id-pod", "")
+	w.awaitCloud(c, w.set, "")
+}
+
+func TestAConflictOfSpellingsIsReported(t *testing.T) {
+	w := newWorld(t)
+	w.run(&cloud{})
+	id := &v1.AzureIdentity{ObjectMeta: metav1.ObjectMeta{Namespace: w.ns, Name: "i"}}
+	id.Spec.ClientID, id.Spec.OldClientID = "new", "old"
+	w.make(id)
+	w.awaitEvent(id, v1.KindAzureIdentity, "SpellingConflict", "spec.clientID and spec.ClientID differ: clientID stays")
+	w.eventually(func() error {
+		var got v1.AzureIdentity
+		err := w.Get(w.Context(), client.ObjectKeyFromObject(id), &got)
+		return errors.Join(err, differ("clientID", got.Spec.ClientID+got.Spec.OldClientID, "new"))
+	})
+}
+
+func TestUnknownFieldsArePruned(t *testing.T) {
+	w := newWorld(t)
+	u := &unstructured.Unstructured{}
+	u.SetGroupVersionKind(v1.GroupVersion().WithKind(v1.KindAzureIdentity))
+	u.SetNamespace(w.ns)
+	u.SetName("i")
+	u.Object["spec"] = map[string]any{"clientID": "c", "ClientID": "d", "unknown": "x", "clientPassword": map[string]any{"Name": "n", "extra": "x"}}
+	w.make(u)
+	want := map[string]any{"clientID": "c", "ClientID": "d", "clientPassword": map[string]any{"Name": "n"}}
+	if diff := cmp.Diff(want, u.Object["spec"]); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+// Pod Identity v1 took pods of the same name in two namespaces for one.
+func TestAnIdentityStaysWhileAnotherPodUsesIt(t *testing.T) {
+	w, c := newWorld(t), &cloud{}
+	other := cluster.Namespace(t)
+	w.run(c)
+	w.bind("shared")
+	first, second := w.pod(w.ns, "web-0", w.node, w.label("shared")), w.pod(other, "web-0", w.node, w.label("shared"))
+	w.await(w.ns, "web-0", "shared=Assigned")
+	w.await(other, "web-0", "shared=Assigned")
+	w.remove(first)
+	w.await(w.ns, "web-0", "")
+	w.awaitCloud(c, w.set, "shared")
+	w.await(other, "web-0", "shared=Assigned")
+	w.remove(second)
+	w.await(other, "web-0", "")
+	w.awaitCloud(c, w.set, "")
+}
+
+// Pod Identity v1 left the second pod without an identity.
+func TestPodsWhoseAssignmentsWouldShareANameGetTwo(t *testing.T) {
+	w, c := newWorld(t), &cloud{}
+	w.run(c)
+	_, b := w.bind("i")
+	clash := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "y-" + w.ns}}
+	w.make(clash)
+	w.eventually(func() error {
+		return w.Get(w.Context(), types.NamespacedName{Namespace: clash.Name, Name: "default"}, &corev1.ServiceAccount{})
+	})
+	one, two := w.pod(w.ns, "x-y", w.node, b.Spec.Selector), w.pod(clash.Name, "x", w.node, b.Spec.Selector)
+	w.await(w.ns, "x-y", "i=Assigned")
+	w.await(clash.Name, "x", "i=Assigned")
+	w.remove(one)
+	w.remove(two)
+	w.await(w.ns, "x-y", "")
+	w.await(clash.Name, "x", "")
+	w.awaitCloud(c, w.set, "")
+}
+
+func TestWhatWasOnTheMachineBeforeStays(t *testing.T) {
+	w, c := newWorld(t), &cloud{}
+	c.put(w.set, "before", "unrelated")
+	w.run(c)
+	w.bind("before")
+	p := w.pod(w.ns, "p", w.node, w.label("before"))
+	w.await(w.ns, "p", "before=Assigned")
+	w.remove(p)
+	w.await(w.ns, "p", "")
+	w.awaitCloud(c, w.set, "before unrelated")
+}
+
+func TestAnImmutableIdentityStaysInWhateverCaseItIsWritten(t *testing.T) {
+	w, c := newWorld(t), &cloud{}
+	w.run(c, func(c *mic.Config) { c.ImmutableClientIDs = []string{"CLIENT-kept"} })
+	w.bind("kept")
+	p := w.pod(w.ns, "p", w.node, w.label("kept"))
+	w.await(w.ns, "p", "kept=Assigned")
+	w.remove(p)
+	w.await(w.ns, "p", "")
+	w.awaitCloud(c, w.set, "kept")
+}
+
+// refuseAdding refuses every update that adds an identity of this name.
+func refuseAdding(name string, e mic.CloudError) func(context.Context, azure.ResourceID, []azure.ResourceID, []azure.ResourceID) error {
+	return func(_ context.Context, _ azure.ResourceID, add, _ []azure.ResourceID) error {
+		for _, id := range add {
+			if id.Name() == name {
+				return &e
+			}
+		}
+		return nil
+	}
+}
+
+func TestABadIdentityHoldsUpNoOther(t *testing.T) {
+	w, c := newWorld(t), &cloud{}
+	c.setRefuse(refuseAdding("bad", mic.CloudError{Status: http.StatusBadRequest, Code: "FailedIdentityOperation", Message: "it was not found"}))
+	for _, name := range []string{"a", "bad", "c", "d"} {
+		w.bind(name)
+		w.pod(w.ns, "pod-"+name, w.node, w.label(name))
+	}
+	w.run(c)
+	for _, name := range []string{"a", "c", "d"} {
+		w.await(w.ns, "pod-"+name, name+"=Assigned")
+	}
+	w.await(w.ns, "pod-bad", "bad=Created")
+	w.awaitCondition(w.ns, "pod-bad", "check that it exists with: az identity show --ids ")
+	w.awaitCloud(c, w.set, "a c d")
+	c.setRefuse(nil)
+	w.await(w.ns, "pod-bad", "bad=Assigned")
+}
+
+func TestAMissingRoleIsNamedAndItsRepairNoticed(t *testing.T) {
+	for _, x := range []struct{ name, code, want string }{
+		{"on the identity", "LinkedAuthorizationFailed", `az role assignment create --role "Managed Identity Operator" --assignee ` + assignee + " --scope " + strings.Replace(idPrefix, "resourcegroups", "resourceGroups", 1)},
+		{"on the machine", "AuthorizationFailed", `az role assignment create --role "Virtual Machine Contributor" --assignee ` + assignee + " --scope " + group},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			w, c := newWorld(t), &cloud{}
+			c.setRefuse(refuseAdding("i", mic.CloudError{Status: http.StatusForbidden, Code: x.code, Message: "no"}))
+			_, b := w.bind("i")
+			w.pod(w.ns, "p", w.node, w.label("i"))
+			w.run(c)
+			w.awaitCondition(w.ns, "p", x.want)
+			w.awaitEvent(b, v1.KindAzureIdentityBinding, "binding apply error", x.want)
+			c.setRefuse(nil)
+			w.await(w.ns, "p", "i=Assigned")
+			items, err := w.assigned(w.ns, "p")
+			if err != nil || len(items[0].Status.Conditions) != 0 {
+				t.Errorf("conditions %v, %v", items[0].Status.Conditions, err)
+			}
+		})
+	}
+}
+
+func TestASlowMachineDelaysNoOther(t *testing.T) {
+	w, c := newWorld(t), &cloud{}
+	release := make(chan struct{})
+	c.setRefuse(func(ctx context.Context, machine azure.ResourceID, _, _ []azure.ResourceID) error {
+		if machine.Name() != "set-"+w.ns {
+			return nil
+		}
+		select {
+		case <-release:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+	vm := group + "/providers/Microsoft.Compute/virtualMachines/vm-" + w.ns
+	w.addNode("vm-"+w.ns, "azure://"+vm)
+	w.run(c)
+	w.bind("i")
+	w.pod(w.ns, "slow", w.node, w.label("i"))
+	w.await(w.ns, "slow", "i=Created")
+	w.pod(w.ns, "quick", "vm-"+w.ns, w.label("i"))
+	w.await(w.ns, "quick", "i=Assigned")
+	w.awaitCloud(c, vm, "i")
+	w.await(w.ns, "slow", "i=Created")
+	close(release)
+	w.await(w.ns, "slow", "i=Assigned")
+}
+
+func TestAControllerThatDiedHalfwayForgetsNothing(t *testing.T) {
+	w, c := newWorld(t), &cloud{}
+	reached := make(chan struct{}, 10)
+	c.setRefuse(func(ctx context.Context, machine azure.ResourceID, add, _ []azure.ResourceID) error {
+		c.setRefuse(nil)
+		_ = c.Update(ctx, machine, add, nil) // the cloud did it, and nobody heard
+		reached <- struct{}{}
+		<-ctx.Done()
+		return ctx.Err()
+	})
+	stop := w.run(c)
+	w.bind("i")
+	p := w.pod(w.ns, "p", w.node, w.label("i"))
+	<-reached
+	stop()
+	w.awaitCloud(c, w.set, "i")
+	w.run(c)
+	w.await(w.ns, "p", "i=Assigned")
+	w.remove(p)
+	w.await(w.ns, "p", "")
+	w.awaitCloud(c, w.set, "")
+}
+
+func TestAChangedIdentityReplacesTheOldOneOnTheMachine(t *testing.T) {
+	w, c := newWorld(t), &cloud{}
+	w.run(c)
+	id, _ := w.bind("i")
+	w.pod(w.ns, "p", w.node, w.label("i"))
+	w.awaitCloud(c, w.set, "i")
+	w.await(w.ns, "p", "i=Assigned")
+	patch := client.MergeFrom(id.DeepCopy())
+	id.Spec.ResourceID = idPrefix + "successor"
+	if err := w.Patch(w.Context(), id, patch); err != nil {
+		t.Fatal(err)
+	}
+	w.awaitCloud(c, w.set, "successor")
+	w.await(w.ns, "p", "i=Assigned")
+
+	patch = client.MergeFrom(id.DeepCopy())
+	id.Spec.ClientID = "another"
+	if err := w.Patch(w.Context(), id, patch); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually(func() error {
+		items, err := w.assigned(w.ns, "p")
+		if err != nil || len(items) != 1 {
+			return fmt.Errorf("%d assignments, %w", len(items), err)
+		}
+		return differ("client id", items[0].Spec.AzureIdentityRef.Spec.ClientID, "another")
+	})
+}
+
+func TestAssignmentsOfPodIdentityV1AreTakenOver(t *testing.T) {
+	w, c := newWorld(t), &cloud{}
+	c.put(w.set, "i")
+	id, b := w.bind("i")
+	p := w.pod(w.ns, "p", w.node, w.label("i"))
+	old := &v1.AzureAssignedIdentity{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "p-" + w.ns + "-i", Labels: map[string]string{"nodename": w.node}, Finalizers: []string{v1.AssignedFinalizer}},
+		Spec: v1.AzureAssignedIdentitySpec{Pod: "p", PodNamespace: w.ns, NodeName: w.node,
+			AzureIdentityRef: &v1.AzureIdentity{TypeMeta: metav1.TypeMeta{APIVersion: "aadpodidentity.k8s.io/v1", Kind: "AzureIdentity"}, ObjectMeta: metav1.ObjectMeta{Namespace: id.Namespace, Name: id.Name}, Spec: id.Spec},
+			AzureBindingRef:  &v1.AzureIdentityBinding{TypeMeta: metav1.TypeMeta{APIVersion: "aadpodidentity.k8s.io/v1", Kind: "AzureIdentityBinding"}, ObjectMeta: metav1.ObjectMeta{Namespace: b.Namespace, Name: b.Name}, Spec: b.Spec}},
+		Status: v1.AzureAssignedIdentityStatus{Status: v1.AssignedIDAssigned, AvailableReplicas: 1},
+	}
+	w.make(old)
+	w.run(c)
+	w.eventually(func() error {
+		items, err := w.assigned(w.ns, "p")
+		if err != nil || len(items) != 1 || items[0].UID != old.UID {
+			return fmt.Errorf("%d assignments, %w", len(items), err)
+		}
+		return differ("added", items[0].Annotations["aadpodidentity.k8s.io/added"], "true")
+	})
+	w.remove(p)
+	w.await(w.ns, "p", "")
+	w.awaitCloud(c, w.set, "")
+}
+
+func TestAMachineThatIsGoneHoldsNothingBack(t *testing.T) {
+	w, c := newWorld(t), &cloud{}
+	w.run(c)
+	w.bind("i")
+	p := w.pod(w.ns, "p", w.node, w.label("i"))
+	w.await(w.ns, "p", "i=Assigned")
+	c.mu.Lock()
+	c.gone = map[string]bool{azure.Fold(w.set): true}
+	c.mu.Unlock()
+	w.remove(p)
+	w.await(w.ns, "p", "")
+}
+
+func TestWhatIsWrittenWronglyIsToldInPlainWords(t *testing.T) {
+	w, c := newWorld(t), &cloud{}
+	w.addNode("bare-"+w.ns, "kind://local/node")
+	w.run(c)
+	bad := &v1.AzureIdentity{ObjectMeta: metav1.ObjectMeta{Namespace: w.ns, Name: "bad"}, Spec: v1.AzureIdentitySpec{ResourceID: "vpl-id", ClientID: "c"}}
+	bind := &v1.AzureIdentityBinding{ObjectMeta: metav1.ObjectMeta{Namespace: w.ns, Name: "bad"}, Spec: v1.AzureIdentityBindingSpec{AzureIdentity: "bad", Selector: w.label("bad")}}
+	lost := &v1.AzureIdentityBinding{ObjectMeta: metav1.ObjectMeta{Namespace: w.ns, Name: "lost"}, Spec: v1.AzureIdentityBindingSpec{AzureIdentity: "nobody", Selector: w.label("lost")}}
+	w.make(bad, bind, lost)
+	_, good := w.bind("good")
+	w.pod(w.ns, "pod-bad", w.node, w.label("bad"))
+	w.pod(w.ns, "pod-lost", w.node, w.label("lost"))
+	w.pod(w.ns, "pod-bare", "bare-"+w.ns, w.label("good"))
+	w.awaitEvent(bad, v1.KindAzureIdentity, "InvalidIdentity", "az identity show")
+	w.awaitEvent(bind, v1.KindAzureIdentityBinding, "InvalidIdentity", "spec.resourceID")
+	w.awaitEvent(lost, v1.KindAzureIdentityBinding, "IdentityMissing", "there is no AzureIdentity nobody in namespace "+w.ns)
+	w.awaitEvent(good, v1.KindAzureIdentityBinding, "NoMachine", `providerID "kind://local/node"`)
+	w.awaitCondition(w.ns, "pod-bare", "not a machine of Azure")
+	w.await(w.ns, "pod-bad", "")
+}
+
+func TestARemovedIdentityIsPutBackAtTheNextRecheck(t *testing.T) {
+	w, c := newWorld(t), &cloud{}
+	w.run(c, func(c *mic.Config) { c.Recheck = 200 * time.Millisecond })
+	w.bind("i")
+	w.pod(w.ns, "p", w.node, w.label("i"))
+	w.await(w.ns, "p", "i=Assigned")
+	if err := c.Update(w.Context(), must(azure.ParseResourceID(w.set)), nil, []azure.ResourceID{must(azure.ParseResourceID(idPrefix + "i"))}); err != nil {
+		t.Fatal(err)
+	}
+	w.awaitCloud(c, w.set, "i")
+}
+
+func TestOneReplicaLeadsAndSaysSo(t *testing.T) {
+	w, c := newWorld(t), &cloud{}
+	elect := func(address string) func(*mic.Config) {
+		return func(c *mic.Config) {
+			c.LeaderElection, c.LeaderElectionNamespace, c.LeaderElectionName = true, w.ns, "aad-pod-identity-mic"
+			c.LeaseDuration, c.HealthAddress = 2*time.Second, address
+		}
+	}
+	get := func(url string) string {
+		r, err := http.Get(url)
+		if err != nil {
+			return err.Error()
+		}
+		defer r.Body.Close()
+		b, err := io.ReadAll(r.Body)
+		return fmt.Sprint(r.StatusCode, " ", string(b), err)
+	}
+	// An address that no other process uses, so that the port is free.
+	host := fmt.Sprintf("127.%d.%d.%d:", 1+os.Getpid()>>16&63, os.Getpid()>>8&255, os.Getpid()&255)
+	one, two := host+"8080", host+"8081"
+	stop := w.run(c, elect(one))
+	w.eventually(func() error { return differ("first", get("http://"+one+"/healthz"), "200 Active<nil>") })
+	w.run(c, elect(two))
+	w.eventually(func() error { return differ("second", get("http://"+two+"/readyz"), "200 <nil>") })
+	if got := get("http://" + two + "/healthz"); got != "200 Not Active<nil>" {
+		t.Errorf("second: %s", got)
+	}
+	stop()
+	w.eventually(func() error { return differ("second", get("http://"+two+"/healthz"), "200 Active<nil>") })
+	w.bind("i")
+	w.pod(w.ns, "p", w.node, w.label("i"))
+	w.await(w.ns, "p", "i=Assigned")
+}
