@@ -76,7 +76,7 @@ func (s *seeder) call(ctx context.Context, method, address, audience string, in,
 		return fmt.Errorf("reading the answer of %s %s: %w", method, req.URL.Path, err)
 	}
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
-		return &refusal{method, req.URL.Path, resp.StatusCode, clip(string(answer))}
+		return &refusal{method, req.URL.Path, resp.StatusCode, shorten(string(answer), 1000)}
 	}
 	if out == nil {
 		return nil

@@ -188,8 +188,9 @@ func (s *tunnelSet) closeAll() {
 }
 
 // clip shortens what a client sent before it is shown.
-func clip(s string) string {
-	const limit = 100
+func clip(s string) string { return shorten(s, 100) }
+
+func shorten(s string, limit int) string {
 	if len(s) <= limit {
 		return s
 	}

@@ -9,6 +9,9 @@ import (
 	"github.com/lanyard-id/lanyard/internal/oidc"
 )
 
+// maxLoggedPath has room for every ARM id that people write.
+const maxLoggedPath = 1024
+
 // record logs every request: where, what, how it ended, and whose token it
 // carried. Query strings are left out, as are headers and bodies: they are
 // where secrets travel.
@@ -18,7 +21,7 @@ func (c *Cloud) record(next http.Handler, host string) http.Handler {
 		sw := &statusWriter{ResponseWriter: w, status: http.StatusOK}
 		next.ServeHTTP(sw, r)
 		c.logger.LogAttrs(r.Context(), slog.LevelInfo, "request", slog.String("host", clip(host)), slog.String("method", clip(r.Method)),
-			slog.String("path", clip(r.URL.Path)), slog.Int("status", sw.status), slog.String("client", claimedClient(r)),
+			slog.String("path", shorten(r.URL.Path, maxLoggedPath)), slog.Int("status", sw.status), slog.String("client", claimedClient(r)),
 			slog.Duration("duration", time.Since(start)))
 	})
 }

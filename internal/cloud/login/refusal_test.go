@@ -97,6 +97,9 @@ func TestRefusals(t *testing.T) {
 	if n := d.issuer.fetches.Load(); n != 0 {
 		t.Errorf("the issuer was asked %d times", n)
 	}
+	if log := d.log.String(); !strings.Contains(log, `msg="login refused" path=/`+d.tenant.ID+`/oauth2/v2.0/token status=401 code=7000215 client=`+d.mic.AppID) {
+		t.Errorf("the log lacks a refusal with its client:\n%s", log)
+	}
 }
 
 // TestAssertionRefusals is the order of protocols.md, section 3, and what an

@@ -22,14 +22,20 @@ import (
 func (s *Server) Handler() http.Handler { return http.HandlerFunc(s.serve) }
 
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
-	x := entra.Exchange{TraceID: uuid.NewString(), CorrelationID: correlation(r), Time: s.now()}
+	x := exchange{Exchange: entra.Exchange{TraceID: uuid.NewString(), CorrelationID: correlation(r), Time: s.now()}}
 	if err := s.route(w, r, &x); err != nil {
 		s.refuse(w, r, x, err)
 	}
 }
 
+// An exchange is one request and what the log should say about it.
+type exchange struct {
+	entra.Exchange
+	client string // as the client names itself, proved or not
+}
+
 // refuse is the one place where errors are logged and written.
-func (s *Server) refuse(w http.ResponseWriter, r *http.Request, x entra.Exchange, err error) {
+func (s *Server) refuse(w http.ResponseWriter, r *http.Request, x exchange, err error) {
 	var e *entra.Error
 	if !errors.As(err, &e) {
 		e = entra.Internal(err)
@@ -38,15 +44,15 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, x entra.Exchange
 	if e.Status >= http.StatusInternalServerError {
 		level = slog.LevelError
 	}
-	s.logger.Log(r.Context(), level, "login refused", "path", r.URL.Path, "status", e.Status, "code", e.Code, "correlationID", x.CorrelationID, "err", err)
+	s.logger.Log(r.Context(), level, "login refused", "path", r.URL.Path, "status", e.Status, "code", e.Code, "client", x.client, "correlationID", x.CorrelationID, "err", err)
 	x.WriteHeaders(w.Header())
-	if err := entra.WriteError(w, x, e); err != nil {
+	if err := entra.WriteError(w, x.Exchange, e); err != nil {
 		s.logger.DebugContext(r.Context(), "answer not delivered", "path", r.URL.Path, "err", err)
 	}
 }
 
 // route finds the endpoint: /{tenant}/{what}.
-func (s *Server) route(w http.ResponseWriter, r *http.Request, x *entra.Exchange) error {
+func (s *Server) route(w http.ResponseWriter, r *http.Request, x *exchange) error {
 	segments := strings.FieldsFunc(r.URL.Path, func(c rune) bool { return c == '/' })
 	if len(segments) < 2 {
 		return entra.NotServed("This is the token service of a local cloud; it serves /{tenant}/oauth2/v2.0/token and its discovery documents.")

@@ -13,6 +13,9 @@ import (
 	"github.com/lanyard-id/lanyard/internal/entra"
 )
 
+// maxShownClient is how much of a client id the log shows: a GUID's length.
+const maxShownClient = 36
+
 // client is who asks for a token and for what, read in one transaction.
 type client struct {
 	tenant    directory.Tenant
@@ -25,8 +28,9 @@ type client struct {
 	noResource error
 }
 
-func (s *Server) serveToken(w http.ResponseWriter, r *http.Request, x *entra.Exchange, tenant string, v entra.Version) error {
+func (s *Server) serveToken(w http.ResponseWriter, r *http.Request, x *exchange, tenant string, v entra.Version) error {
 	req, parseErr := entra.ParseTokenRequest(r, v)
+	x.client = req.ClientID[:min(len(req.ClientID), maxShownClient)]
 	if uuid.Validate(req.CorrelationID) == nil {
 		x.CorrelationID = req.CorrelationID
 	}
