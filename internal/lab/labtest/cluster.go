@@ -176,7 +176,8 @@ func (c *Cluster) launch(program, dir string) error {
 	if err := os.Remove(output.Name()); err != nil {
 		return fmt.Errorf("making a file for the server's output: %w", err)
 	}
-	cmd := exec.Command(program, args...)
+	// Without end: the server outlives the test that starts it.
+	cmd := exec.CommandContext(context.Background(), program, args...)
 	cmd.Stdout, cmd.Stderr = output, output
 	// Ctrl-C is for the test process; the server follows by itself.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -19,7 +19,7 @@ const eventuallyLimit = 30 * time.Second
 // Eventually calls check every 20 ms until it returns nil. It fails the test
 // with the last error when ctx ends, or after 30 s if ctx has no deadline.
 // Like t.Fatal it must be called from the test's own goroutine.
-func Eventually(t testing.TB, ctx context.Context, check func() error) {
+func Eventually(t testing.TB, ctx context.Context, check func() error) { //nolint:revive // a test helper's first argument is t
 	t.Helper()
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc

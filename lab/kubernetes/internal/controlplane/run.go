@@ -140,7 +140,7 @@ func (s *server) readyFile() string { return filepath.Join(s.Dir, "ready.json") 
 
 func (s *server) run(ctx context.Context, stdout io.Writer) error {
 	files := pki.Cluster{Dir: s.Dir, IPs: s.addresses(), Nodes: s.Nodes}
-	listener, err := s.listen(files.Kubeconfig("admin"))
+	listener, err := s.listen(ctx, files.Kubeconfig("admin"))
 	if err != nil {
 		return err
 	}
@@ -314,16 +314,17 @@ func launch(ctx context.Context, group *errgroup.Group, name string, run func(co
 
 // listen opens the API server's port. Clients of the last start in this
 // directory find the server again, if its port is still free.
-func (s *server) listen(adminKubeconfig string) (net.Listener, error) {
+func (s *server) listen(ctx context.Context, adminKubeconfig string) (net.Listener, error) {
 	bind := s.Bind.String()
+	var config net.ListenConfig
 	if s.Port == 0 {
 		if port := formerPort(adminKubeconfig); port != "" {
-			if l, err := net.Listen("tcp", net.JoinHostPort(bind, port)); err == nil {
+			if l, err := config.Listen(ctx, "tcp", net.JoinHostPort(bind, port)); err == nil {
 				return l, nil
 			}
 		}
 	}
-	l, err := net.Listen("tcp", net.JoinHostPort(bind, strconv.Itoa(s.Port)))
+	l, err := config.Listen(ctx, "tcp", net.JoinHostPort(bind, strconv.Itoa(s.Port)))
 	if err != nil {
 		return nil, fmt.Errorf("listening for kube-apiserver: %w", err)
 	}
