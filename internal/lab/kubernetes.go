@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -90,8 +91,8 @@ func (l *Lab) loadImage(ctx context.Context, i image.Image) error {
 	}()
 	err := l.node.Import(ctx, r)
 	r.CloseWithError(io.ErrClosedPipe) // ends Write should Import have failed
-	if buildErr := <-written; buildErr != nil && err == nil {
-		return buildErr
+	if buildErr := <-written; buildErr != nil && !errors.Is(buildErr, io.ErrClosedPipe) {
+		return buildErr // the cause: what was imported was cut off
 	}
 	return err
 }

@@ -87,6 +87,19 @@ func claimDir(ctx context.Context, dir string) (*claim, error) {
 	return c, nil
 }
 
+// Free returns nil if a lab could be started in dir, and a RunningError if one
+// runs there. For who has something to prepare before Start.
+func Free(dir string) error {
+	lock, err := lockDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return lock.Close()
+}
+
 func lockDir(dir string) (*os.File, error) {
 	f, err := os.Open(dir)
 	if err != nil {
