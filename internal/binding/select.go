@@ -15,25 +15,25 @@ import (
 type Reason string
 
 const (
-	// NoLabel: the pod does not carry the label aadpodidbinding.
+	// NoLabel means: the pod does not carry the label aadpodidbinding.
 	NoLabel Reason = "NoLabel"
-	// NoBinding: no AzureIdentityBinding has the label's value as selector.
+	// NoBinding means: no AzureIdentityBinding has the label's value as selector.
 	NoBinding Reason = "NoBinding"
-	// IdentityMissing: the binding's AzureIdentity does not exist.
+	// IdentityMissing means: the binding's AzureIdentity does not exist.
 	IdentityMissing Reason = "IdentityMissing"
-	// OtherNamespace: the binding matches but is only for pods of its namespace.
+	// OtherNamespace means: the binding matches but is only for pods of its namespace.
 	OtherNamespace Reason = "OtherNamespace"
-	// NotAllowed: the pod has identities, but not the one it asks for.
+	// NotAllowed means: the pod has identities, but not the one it asks for.
 	NotAllowed Reason = "NotAllowed"
-	// NotOpen: the binding exists but is not open at this instant.
+	// NotOpen means: the binding exists but is not open at this instant.
 	NotOpen Reason = "NotOpen"
-	// InvalidIdentity: the AzureIdentity cannot be used as it is written.
+	// InvalidIdentity means: the AzureIdentity cannot be used as it is written.
 	InvalidIdentity Reason = "InvalidIdentity"
-	// UnsupportedType: the type of the AzureIdentity is not served.
+	// UnsupportedType means: the type of the AzureIdentity is not served.
 	UnsupportedType Reason = "UnsupportedType"
-	// UnsupportedSelector: the request names the identity by its object id.
+	// UnsupportedSelector means: the request names the identity by its object id.
 	UnsupportedSelector Reason = "UnsupportedSelector"
-	// NotAssigned: the pod may use the identity, but the machine does not have
+	// NotAssigned means: the pod may use the identity, but the machine does not have
 	// it yet. Waiting helps.
 	NotAssigned Reason = "NotAssigned"
 )

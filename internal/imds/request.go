@@ -138,7 +138,7 @@ func printable(s string) string {
 type Kind int
 
 const (
-	// Refused: not written the plain way, or under /metadata/identity without
+	// Refused is a path not written the plain way, or under /metadata/identity without
 	// being the token path. It must not be passed on: another parser might read
 	// it as the token path (CVE-2022-23551).
 	Refused Kind = iota

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -317,7 +318,7 @@ func (c *Machines) event(a *v1.AzureAssignedIdentity, kind, reason, action, note
 // clip keeps a note within the limit of an event (1024 bytes).
 func clip(s string) string {
 	if len(s) > 1000 {
-		return s[:1000] + "…"
+		return strings.ToValidUTF8(s[:1000], "") + "…" // half a letter would not be accepted
 	}
 	return s
 }
