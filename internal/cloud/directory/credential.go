@@ -105,7 +105,7 @@ func AddCertificate(tx *state.Tx, appObjectID, displayName string, der []byte) (
 	}
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
-		return none, fmt.Errorf("certificate %q does not parse (%v): %w", displayName, err, ErrInvalid)
+		return none, fmt.Errorf("certificate %q does not parse (%w): %w", displayName, err, ErrInvalid)
 	}
 	if pub, ok := cert.PublicKey.(*rsa.PublicKey); !ok || pub.N.BitLen() < minRSABits {
 		return none, fmt.Errorf("certificate %q must have an RSA key of at least %d bits: %w", displayName, minRSABits, ErrInvalid)
