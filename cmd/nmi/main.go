@@ -206,7 +206,7 @@ func (c config) run(ctx context.Context, getenv func(string) string, stdout io.W
 		return err
 	}
 	kube.UserAgent = "lanyard/nmi/" + version
-	agent, err := c.agent(getenv, kube)
+	agent, err := c.agent(ctx, getenv, kube)
 	if err != nil {
 		return err
 	}
@@ -271,7 +271,7 @@ func kubeConfig(file string) (*rest.Config, error) {
 
 // agent is the address to listen on: the one that the node itself uses to
 // talk to the API server, unless flag or environment name another.
-func (c config) agent(getenv func(string) string, kube *rest.Config) (netip.AddrPort, error) {
+func (c config) agent(ctx context.Context, getenv func(string) string, kube *rest.Config) (netip.AddrPort, error) {
 	for _, s := range []string{c.listen, getenv("HOST_IP")} {
 		if s == "" || s == "127.0.0.1" {
 			continue
@@ -286,7 +286,7 @@ func (c config) agent(getenv func(string) string, kube *rest.Config) (netip.Addr
 	if err != nil {
 		return netip.AddrPort{}, fmt.Errorf("the API server's address: %w", err)
 	}
-	conn, err := net.Dial("udp4", net.JoinHostPort(api.Hostname(), "9")) // sends nothing: it only chooses a route
+	conn, err := (&net.Dialer{}).DialContext(ctx, "udp4", net.JoinHostPort(api.Hostname(), "9")) // sends nothing: it only chooses a route
 	if err != nil {
 		return netip.AddrPort{}, fmt.Errorf("finding this node's address (set HOST_IP from status.hostIP): %w", err)
 	}

@@ -84,12 +84,12 @@ func tokenFault(err error) (code, message string) {
 	if !errors.As(err, &e) {
 		return "", ""
 	}
-	switch e.Kind {
-	case login.ErrTokenExpired:
+	switch {
+	case errors.Is(e.Kind, login.ErrTokenExpired):
 		return "ExpiredAuthenticationToken", "The access token has expired. Get a new one and retry."
-	case login.ErrTokenAudience:
+	case errors.Is(e.Kind, login.ErrTokenAudience):
 		return "InvalidAuthenticationTokenAudience", fmt.Sprintf("The access token has been obtained for wrong audience or resource '%.300s'. It should exactly match with one of the allowed audiences '%s'.", e.Found, strings.Join(azure.ManagementAudiences(), "', '"))
-	case login.ErrTokenIssuer:
+	case errors.Is(e.Kind, login.ErrTokenIssuer):
 		return "InvalidAuthenticationTokenTenant", fmt.Sprintf("The access token is from the wrong issuer '%.300s'. It must match the tenant associated with this subscription.", e.Found)
 	}
 	return "InvalidAuthenticationToken", "The access token is invalid."

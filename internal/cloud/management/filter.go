@@ -47,7 +47,7 @@ func contains(known []string, name string) bool {
 
 func parseTerm(s string) (t term, rest string, ok bool) {
 	end := strings.IndexFunc(s, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '_' || r == '/')
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '_' && r != '/'
 	})
 	if end <= 0 {
 		return t, "", false

@@ -297,7 +297,7 @@ func TestScopesGate(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			resp, body := send(c, request{method: tt.method, target: tt.target + version, bearer: tt.bearer, body: tt.body})
-			if resp.StatusCode != tt.want && !(tt.method == "delete" && resp.StatusCode == 405) {
+			if resp.StatusCode != tt.want && (tt.method != "delete" || resp.StatusCode != 405) {
 				t.Errorf("%d %s, want %d", resp.StatusCode, body, tt.want)
 			}
 		})

@@ -191,15 +191,15 @@ func (s *Server) authenticate(r *http.Request, v management.Vault) (login.Claims
 		return login.Claims{}, err
 	case err == nil && caller.TenantID == v.TenantID:
 		return caller, nil
-	case err == nil || e.Kind == login.ErrTokenIssuer:
+	case err == nil || errors.Is(e.Kind, login.ErrTokenIssuer):
 		found := "https://sts.windows.net/" + caller.TenantID + "/"
 		if e != nil {
 			found = e.Found
 		}
 		return refuse(fmt.Sprintf("AKV10032: Invalid issuer. Expected one of https://sts.windows.net/%s/, found %.300s.", v.TenantID, found), err)
-	case e.Kind == login.ErrTokenAudience:
+	case errors.Is(e.Kind, login.ErrTokenAudience):
 		return refuse(fmt.Sprintf("AKV10022: Invalid audience. Expected %s, found: %.300s.", azure.ResourceVault, e.Found), err)
-	case e.Kind == login.ErrTokenExpired:
+	case errors.Is(e.Kind, login.ErrTokenExpired):
 		return refuse("Error validating token: it has expired.", err)
 	}
 	return refuse("Error validating token: it is invalid.", err)

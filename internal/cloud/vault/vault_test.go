@@ -32,9 +32,8 @@ const (
 // A fixture is a cloud with the vault Demo, in which the application officer is Key Vault Secrets Officer.
 type fixture struct {
 	*cloudtest.Cloud
-	officer     azcore.TokenCredential
-	officerSP   directory.ServicePrincipal
-	officerName string // as messages name it
+	officer   azcore.TokenCredential
+	officerSP directory.ServicePrincipal
 }
 
 func newFixture(t *testing.T) *fixture {
