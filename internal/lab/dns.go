@@ -73,14 +73,18 @@ func hostPattern(hosts []string) (string, error) {
 }
 
 // formatCorefile returns CoreDNS's configuration.
-func formatCorefile(bind, cloud netip.Addr, kubeconfig string, hosts []string) ([]byte, error) {
+func formatCorefile(bind []netip.Addr, cloud netip.Addr, kubeconfig string, hosts []string) ([]byte, error) {
 	match, err := hostPattern(hosts)
 	if err != nil {
 		return nil, err
 	}
+	var addresses []string
+	for _, a := range bind {
+		addresses = append(addresses, a.String())
+	}
 	var out bytes.Buffer
 	err = corefile.Execute(&out, map[string]string{
-		"Bind": bind.String(), "Cloud": cloud.String(), "Kubeconfig": kubeconfig, "Match": match,
+		"Bind": strings.Join(addresses, " "), "Cloud": cloud.String(), "Kubeconfig": kubeconfig, "Match": match,
 	})
 	return out.Bytes(), err
 }

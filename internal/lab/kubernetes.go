@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -47,7 +46,6 @@ func (l *Lab) writeKubeconfig(address net.Addr) (*rest.Config, error) {
 
 // waitNode waits until the node can run pods.
 func (l *Lab) waitNode(ctx context.Context) error {
-	began := time.Now()
 	nodes := cache.NewListWatchFromClient(l.Client.CoreV1().RESTClient(), "nodes", "",
 		fields.OneTermEqualSelector("metadata.name", l.cfg.Node.Name))
 	last := "it has not registered"
@@ -67,13 +65,16 @@ func (l *Lab) waitNode(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("waiting for node %s to be ready (%s): %w", l.cfg.Node.Name, last, err)
 	}
-	l.tell("node: %s is ready after %.1f s", l.cfg.Node.Name, time.Since(began).Seconds())
 	return nil
 }
 
 // LoadImages builds images and adds them to the node.
 func (l *Lab) LoadImages(ctx context.Context, images ...image.Image) error {
 	for _, i := range images {
+		if l.process != nil {
+			l.process.AddImage(i)
+			continue
+		}
 		if err := l.loadImage(ctx, i); err != nil {
 			return err
 		}
@@ -89,7 +90,7 @@ func (l *Lab) loadImage(ctx context.Context, i image.Image) error {
 		w.CloseWithError(err)
 		written <- err
 	}()
-	err := l.node.Import(ctx, r)
+	err := l.real.Import(ctx, r)
 	r.CloseWithError(io.ErrClosedPipe) // ends Write should Import have failed
 	if buildErr := <-written; buildErr != nil && !errors.Is(buildErr, io.ErrClosedPipe) {
 		return buildErr // the cause: what was imported was cut off

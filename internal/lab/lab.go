@@ -15,7 +15,6 @@
 package lab
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,9 +32,9 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/lanyard-id/lanyard/internal/lab/controlplane"
-	"github.com/lanyard-id/lanyard/internal/lab/image"
 	"github.com/lanyard-id/lanyard/internal/lab/netns"
 	"github.com/lanyard-id/lanyard/internal/lab/node"
+	"github.com/lanyard-id/lanyard/internal/lab/processnode"
 )
 
 // The lab's addresses, all inside its own network namespace. bin/kube has the
@@ -56,8 +55,10 @@ const apiPort = 6443
 type Config struct {
 	StateDir string   // made if missing; one lab at a time
 	BinDir   string   // holds kube and pause
-	Self     []string // command line of this program that calls node.Main, for example {"/proc/self/exe", "lab", "node"}
+	Self     []string // command line of this program that calls Main, for example {"/proc/self/exe", "lab", "internal"}
 	Node     NodeSpec
+
+	ProcessNode bool // simulate the node: pods are local processes
 
 	Hosts     []string // names that cluster DNS answers with CloudAddress: "login.microsoftonline.com", "*.vault.azure.net"
 	APIServer APIServer
@@ -82,6 +83,13 @@ type NodeSpec struct {
 	Labels     map[string]string
 }
 
+// A machine runs pods.
+type machine interface {
+	Stop(ctx context.Context) error
+	Done() <-chan struct{}
+	Err() error
+}
+
 // A Lab is a running cluster.
 type Lab struct {
 	Netns      *netns.NS // the machine's network: listen and dial here
@@ -91,7 +99,9 @@ type Lab struct {
 	cfg     Config
 	claim   *claim
 	control *controlplane.ControlPlane
-	node    *node.Node
+	node    machine           // real or simulated
+	real    *node.Node        // nil if simulated
+	process *processnode.Node // nil if real
 	rest    *rest.Config
 	failed  chan error
 
@@ -158,16 +168,26 @@ func (l *Lab) start(ctx context.Context) error {
 		return err
 	}
 	l.Netns = ns
-	if err := ns.Setup(machine()); err != nil {
+	if err := ns.Setup(network()); err != nil {
 		return fmt.Errorf("making the machine's network: %w", err)
 	}
-	if err := l.startBoth(ctx); err != nil {
+	startNode, join := l.startRuntime, l.join
+	if l.cfg.ProcessNode {
+		startNode, join = func(context.Context) error { return nil }, l.simulate
+	}
+	g, both := errgroup.WithContext(ctx) // they do not need each other yet
+	g.Go(func() error { return l.startControlPlane(both) })
+	g.Go(func() error { return startNode(both) })
+	if err := g.Wait(); err != nil {
 		return err
 	}
 	if err := l.connect(ctx); err != nil {
 		return err
 	}
-	if err := l.join(ctx); err != nil {
+	if err := join(ctx); err != nil {
+		return err
+	}
+	if err := l.waitReady(ctx); err != nil {
 		return err
 	}
 	if err := l.claim.save(func(s *State) { s.Kubeconfig, s.Ready = l.Kubeconfig, true }); err != nil {
@@ -177,7 +197,7 @@ func (l *Lab) start(ctx context.Context) error {
 	return nil
 }
 
-func machine() netns.Setup {
+func network() netns.Setup {
 	return netns.Setup{
 		Bridge:          "node0",
 		BridgeAddresses: []netip.Prefix{netip.PrefixFrom(NodeAddress, 24), netip.PrefixFrom(CloudAddress, 32)},
@@ -185,84 +205,6 @@ func machine() netns.Setup {
 		Gateway:         gateway,
 		Sysctls:         map[string]string{"net/ipv4/ip_forward": "1", "net/ipv4/conf/all/route_localnet": "1"},
 	}
-}
-
-// startBoth starts the control plane and the node's containerd, which do not
-// need each other yet.
-func (l *Lab) startBoth(ctx context.Context) error {
-	api := l.cfg.APIServer
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() (err error) {
-		l.control, err = controlplane.Start(ctx, l.Netns, controlplane.Config{
-			Kube: l.program("kube"), Dir: l.claim.path("cluster"),
-			Address: netip.AddrPortFrom(NodeAddress, apiPort), Nodes: map[string]netip.Addr{l.cfg.Node.Name: NodeAddress},
-			Issuer: api.Issuer, AuthenticationConfig: api.AuthenticationConfig, AuthorizationConfig: api.AuthorizationConfig,
-			AuditPolicy: api.AuditPolicy, APIServerArgs: api.Args,
-			Progress: func(step string) { l.tell("control plane: %s", step) },
-		})
-		if err != nil {
-			return err
-		}
-		return l.claim.record(l.control.PID())
-	})
-	g.Go(func() (err error) {
-		l.node, err = node.Start(ctx, l.Netns, l.cfg.Self, node.Config{
-			Name: l.cfg.Node.Name, Address: NodeAddress, ProviderID: l.cfg.Node.ProviderID, Labels: l.cfg.Node.Labels,
-			Pods: PodRange, DNS: DNSAddress,
-			Dir: l.claim.path("node"), Cgroup: l.claim.state.Cgroup, Keep: []string{l.cfg.StateDir, l.cfg.BinDir}, Kube: l.program("kube"),
-		})
-		if err != nil {
-			return err
-		}
-		l.tell("node: containerd is ready")
-		if err := l.claim.record(l.node.PID()); err != nil {
-			return err
-		}
-		return l.LoadImages(ctx, image.Image{Ref: node.PauseImage, Binary: l.program("pause")})
-	})
-	return g.Wait()
-}
-
-// join makes the node part of the cluster.
-func (l *Lab) join(ctx context.Context) error {
-	corefile, err := formatCorefile(NodeAddress, CloudAddress, l.control.Kubeconfig("coredns"), l.cfg.Hosts)
-	if err != nil {
-		return err
-	}
-	file := l.claim.path("node", "Corefile")
-	if err := os.WriteFile(file, corefile, 0o600); err != nil {
-		return err
-	}
-	if err := serveDNS(ctx, l.Client, DNSAddress, NodeAddress); err != nil {
-		return err
-	}
-	err = l.node.Join(ctx, node.Join{
-		KubeletKubeconfig: l.control.Kubeconfig("kubelet-" + l.cfg.Node.Name),
-		ProxyKubeconfig:   l.control.Kubeconfig("kube-proxy"),
-		ClientCA:          l.control.File("ca.crt"),
-		ServingCert:       l.control.File("kubelet-serving-" + l.cfg.Node.Name + ".crt"),
-		ServingKey:        l.control.File("kubelet-serving-" + l.cfg.Node.Name + ".key"),
-		Corefile:          file,
-	})
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	go func() { // ends with this function
-		select {
-		case <-l.node.Done():
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return l.waitNode(ctx) })
-	g.Go(func() error { return l.waitDNS(ctx) })
-	if err := g.Wait(); err != nil {
-		return cmp.Or(l.node.Err(), err) // why nobody answers, if it is known
-	}
-	return nil
 }
 
 // connect makes the API server reachable from the host.

@@ -36,7 +36,7 @@ func Missing() []Requirement {
 	}
 	_, err := node.Plugins()
 	need("CNI plugins", install+"containernetworking-plugins", err == nil)
-	if os.Getuid() != 0 {
+	if os.Getuid() != 0 || InUserNamespace() {
 		need("root", "run it as root", false)
 		return missing // nothing else can be found out
 	}
@@ -56,7 +56,7 @@ func kernel() error {
 		return err
 	}
 	defer ns.Close()
-	if err := ns.Setup(machine()); err != nil {
+	if err := ns.Setup(network()); err != nil {
 		return err
 	}
 	return ns.Do(func() error {

@@ -31,11 +31,11 @@ import (
 // CABundle is where Go, OpenSSL and Debian look for trusted certificates.
 const CABundle = "/etc/ssl/certs/ca-certificates.crt"
 
-// Accounts that every image knows. nonroot has the number that distroless
+// Passwd and Group are the accounts that every image knows. nonroot has the number that distroless
 // images made customary.
 const (
-	passwd = "root:x:0:0:root:/:/sbin/nologin\nnonroot:x:65532:65532:nonroot:/tmp:/sbin/nologin\n"
-	group  = "root:x:0:\nnonroot:x:65532:\n"
+	Passwd = "root:x:0:0:root:/:/sbin/nologin\nnonroot:x:65532:65532:nonroot:/tmp:/sbin/nologin\n"
+	Group  = "root:x:0:\nnonroot:x:65532:\n"
 )
 
 // An Image is what to build.
@@ -154,8 +154,8 @@ func (i Image) base() ([]byte, error) {
 	err := errors.Join(
 		dir("tmp/", 0o1777),
 		dir("etc/", 0o755),
-		file("etc/passwd", []byte(passwd)),
-		file("etc/group", []byte(group)),
+		file("etc/passwd", []byte(Passwd)),
+		file("etc/group", []byte(Group)),
 		dir("etc/ssl/", 0o755),
 		dir(strings.TrimPrefix(path.Dir(CABundle), "/")+"/", 0o755),
 		file(CABundle, i.CACerts),

@@ -368,3 +368,30 @@ func forward(t *testing.T, n *NS, to string) (addr string, done chan error, stop
 	go func() { done <- Forward(ctx, l, n.DialContext, to, nil) }()
 	return l.Addr().String(), done, cancel
 }
+
+func TestACableLeadsToAnotherNamespace(t *testing.T) {
+	n := machine(t)
+	if err := n.Setup(Setup{Bridge: "cni0", BridgeAddresses: []netip.Prefix{netip.MustParsePrefix("10.244.0.1/24")}}); err != nil {
+		t.Fatal(err)
+	}
+	pod, err := New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pod.Close()
+	if err := n.Connect("cni0", "pod1", pod, netip.MustParsePrefix("10.244.0.2/24"), netip.MustParseAddr("10.244.0.1")); err != nil {
+		t.Fatal(err)
+	}
+	l, err := n.Listen(t.Context(), "tcp", "169.254.169.254:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	echo(t, l)
+	c, err := pod.DialContext(t.Context(), "tcp", "169.254.169.254:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := ask(t, c, "hello"), "hello from 10.244.0.2"; got != want {
+		t.Errorf("answer %q, want %q", got, want)
+	}
+}

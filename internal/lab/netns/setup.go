@@ -75,6 +75,52 @@ func (s Setup) bridge() error {
 	return netlink.RouteAdd(&netlink.Route{LinkIndex: bridge.Index, Gw: s.Gateway.AsSlice()})
 }
 
+// Connect puts a cable between a bridge of n and another namespace, in which
+// it becomes eth0 with the given address and a default route to gateway. The
+// cable is gone with either end.
+func (n *NS) Connect(bridge, port string, other *NS, address netip.Prefix, gateway netip.Addr) error {
+	conn, err := other.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	err = conn.Control(func(fd uintptr) {
+		inner = n.Do(func() error { return plug(bridge, port, netlink.NsFd(fd)) })
+	})
+	if err = errors.Join(err, inner); err != nil {
+		return fmt.Errorf("connecting %s to %s: %w", port, bridge, err)
+	}
+	return other.Do(func() error {
+		if err := (Setup{}).loopback(); err != nil {
+			return fmt.Errorf("setting up lo: %w", err)
+		}
+		eth0, err := netlink.LinkByName("eth0")
+		if err == nil {
+			err = add(eth0, []netip.Prefix{address})
+		}
+		if err == nil {
+			err = netlink.LinkSetUp(eth0)
+		}
+		if err == nil {
+			err = netlink.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: gateway.AsSlice()})
+		}
+		if err != nil {
+			return fmt.Errorf("setting up eth0: %w", err)
+		}
+		return nil
+	})
+}
+
+func plug(bridge, port string, other netlink.NsFd) error {
+	to, err := netlink.LinkByName(bridge)
+	if err != nil {
+		return err
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MasterIndex, attrs.Flags = port, to.Attrs().Index, net.FlagUp
+	return netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: other})
+}
+
 func add(link netlink.Link, addresses []netip.Prefix) error {
 	for _, a := range addresses {
 		ip := &net.IPNet{IP: a.Addr().AsSlice(), Mask: net.CIDRMask(a.Bits(), a.Addr().BitLen())}
