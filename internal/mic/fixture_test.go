@@ -16,8 +16,12 @@ import (
 	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
 	"github.com/lanyard-id/lanyard/deploy"
@@ -287,11 +291,36 @@ func (w *world) awaitCondition(namespace, pod, text string) {
 	})
 }
 
-// run starts a controller; stop ends it and waits. It is stopped at the end of
+// install applies the manifest that users install; without it the controller
+// may do nothing.
+func (w *world) install() {
+	w.Helper()
+	docs, err := deploy.Manifests("mic")
+	if err != nil {
+		w.Fatal(err)
+	}
+	for doc := range strings.SplitSeq(string(docs[0]), "\n---\n") {
+		u := &unstructured.Unstructured{}
+		if err := yaml.Unmarshal([]byte(doc), &u.Object); err != nil {
+			w.Fatal(err)
+		}
+		if u.GetKind() == "Deployment" {
+			continue
+		}
+		if err := w.Create(w.Context(), u); err != nil && !apierrors.IsAlreadyExists(err) {
+			w.Fatal(err)
+		}
+	}
+}
+
+// run starts a controller with the rights of its manifest; stop ends it and waits. It is stopped at the end of
 // the test in any case.
 func (w *world) run(c mic.Cloud, edit ...func(*mic.Config)) (stop func()) {
 	w.Helper()
-	config := mic.Config{Kubernetes: cluster.Config(w.T), Cloud: c, Assignee: assignee, Logger: slog.New(slog.NewTextHandler(w.Output(), nil))}
+	w.install()
+	kube := cluster.Config(w.T)
+	kube.Impersonate = rest.ImpersonationConfig{UserName: "system:serviceaccount:default:aad-pod-id-mic-service-account", Groups: []string{"system:serviceaccounts", "system:serviceaccounts:default", "system:authenticated"}}
+	config := mic.Config{Kubernetes: kube, Cloud: c, Assignee: assignee, Logger: slog.New(slog.NewTextHandler(w.Output(), nil))}
 	for _, e := range edit {
 		e(&config)
 	}

@@ -418,7 +418,7 @@ func TestOneReplicaLeadsAndSaysSo(t *testing.T) {
 	w, c := newWorld(t), &cloud{}
 	elect := func(address string) func(*mic.Config) {
 		return func(c *mic.Config) {
-			c.LeaderElection, c.LeaderElectionNamespace, c.LeaderElectionName = true, w.ns, "aad-pod-identity-mic"
+			c.LeaderElection, c.LeaderElectionNamespace, c.LeaderElectionName = true, "default", "aad-pod-identity-mic"
 			c.LeaseDuration, c.HealthAddress = 2*time.Second, address
 		}
 	}
