@@ -9,6 +9,10 @@
 //	  5 forward       127.0.0.1:random of the host -> API server; kubeconfig for people
 //	Stop              the same backwards; no process, mount, cgroup, namespace or file is left
 //
+// Without root or containerd, Config.ProcessNode simulates the node of step 4
+// with local processes; Missing says when that is needed, RunInUserNamespace
+// makes up for root.
+//
 // It knows nothing of a cloud: whoever starts one listens on CloudAddress and
 // MetadataAddress through Lab.Netns, and says in Config.Hosts which names
 // cluster DNS answers with CloudAddress.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -18,7 +19,7 @@ import (
 func InUserNamespace() bool {
 	b, err := os.ReadFile("/proc/self/uid_map")
 	fields := strings.Fields(string(b))
-	return err == nil && !(len(fields) == 3 && fields[0] == "0" && fields[1] == "0" && fields[2] == "4294967295")
+	return err == nil && !slices.Equal(fields, []string{"0", "0", "4294967295"})
 }
 
 // RunInUserNamespace runs this program again with the given arguments as root

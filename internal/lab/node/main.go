@@ -197,8 +197,9 @@ func end(cmd *exec.Cmd, ended <-chan unix.WaitStatus) error {
 func answers(ctx context.Context, runtime <-chan error) error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
+	var d net.Dialer
 	for {
-		conn, err := net.Dial("unix", socket)
+		conn, err := d.DialContext(ctx, "unix", socket)
 		if err == nil {
 			return conn.Close()
 		}

@@ -27,8 +27,9 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/lanyard-id/lanyard/internal/lab/process"
 	"golang.org/x/sys/unix"
+
+	"github.com/lanyard-id/lanyard/internal/lab/process"
 )
 
 // A Starter starts a child process that dies with this one. It is a

@@ -37,7 +37,7 @@ func Find(pid int) (ID, error) {
 	}
 	// The command's name is in parentheses and may itself hold any byte.
 	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
-	const state, start = 3 - 3, 22 - 3
+	const state, start = 0, 22 - 3 // the first two are gone
 	if len(fields) <= start {
 		return ID{}, fmt.Errorf("looking at process %d: its stat has %d fields", pid, len(fields))
 	}

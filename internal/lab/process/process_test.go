@@ -25,7 +25,11 @@ func child(t *testing.T, script string) (*exec.Cmd, ID) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { cmd.Process.Kill() })
+	t.Cleanup(func() {
+		if err := cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			t.Error(err)
+		}
+	})
 	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
 		t.Fatal(err)
 	}
@@ -98,15 +102,18 @@ func TestTheWaitIsOverWhenItsContextIs(t *testing.T) {
 }
 
 func TestAnEndedProcessIsNotFound(t *testing.T) {
-	cmd, id := child(t, "echo")
+	cmd, id := child(t, "echo; exec sleep 60")
+	if err := id.Signal(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
 	if err := id.Wait(t.Context(), 10*time.Second); err != nil { // a zombie: nobody has waited for it yet
 		t.Fatal(err)
 	}
 	if _, err := Find(id.PID); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("finding it: %v", err)
 	}
-	if err := cmd.Wait(); err != nil {
-		t.Error(err)
+	if got := signal(t, cmd.Wait()); got != syscall.SIGKILL {
+		t.Errorf("ended by %v", got)
 	}
 	if self, err := Self(); err != nil || self.PID != os.Getpid() || !self.Alive() {
 		t.Errorf("this process is %+v, %v", self, err)
