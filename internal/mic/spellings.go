@@ -72,8 +72,8 @@ func (c *Spellings) rewrite(ctx context.Context, kind string, key types.Namespac
 		return fmt.Errorf("comparing %s %s: %w", kind, key, err)
 	}
 	if err := c.Client.Patch(ctx, obj, client.RawPatch(types.MergePatchType, patch)); err != nil {
-		if apierrors.IsNotFound(err) {
-			return nil
+		if ignoreGone(err) == nil {
+			return nil // a newer version is on its way here
 		}
 		return fmt.Errorf("rewriting %s %s: %w", kind, key, err)
 	}
