@@ -1,0 +1,79 @@
+package main
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+)
+
+func env(pairs map[string]string) func(string) string {
+	return func(name string) string { return pairs[name] }
+}
+
+func TestTheManifestsOfPodIdentityV1Parse(t *testing.T) {
+	var out, errs bytes.Buffer
+	c, done, code := parse([]string{
+		"--node=$(NODE_NAME)", "--http-probe-port=8086", "--enableScaleFeatures=true", "--metadata-header-required=false", "--operation-mode=standard",
+		"--logtostderr", "--v=5", "--log-format=text", "--nmi-listen-address=127.0.0.1", "--nmi-port=2580", "--metadata-ip=169.254.169.253", "--metadata-port=8080",
+		"--ipt-update-interval-sec=60", "--forceNamespaced=false", "--MICNamespace=default", "--retry-attempts-for-created=16", "--retry-attempts-for-assigned=4",
+		"--find-identity-retry-interval=5", "--enableProfile=false", "--block-instance-metadata=true", "--prometheus-port=9091", "--allow-network-plugin-kubenet=true",
+		"--kubelet-config=/etc/default/kubelet", "--set-retry-after-header=true", "--enable-conntrack-deletion=true", "--custom-user-agent=x",
+	}, env(map[string]string{"FORCENAMESPACED": "true"}), &out, &errs)
+	if done || code != 0 {
+		t.Fatalf("done %v, code %d, %s", done, code, errs.String())
+	}
+	want := config{
+		node: "$(NODE_NAME)", listen: "127.0.0.1", port: 2580, metadataIP: "169.254.169.253", metadataPort: 8080, probePort: 8086, metricsPort: 9091,
+		blockInstance: true, setRetryAfter: true, wait: 20 * time.Second, logFormat: "text",
+	}
+	if c != want {
+		t.Errorf("got  %+v\nwant %+v", c, want)
+	}
+	if got := c.metadata().String(); got != "169.254.169.253:8080" {
+		t.Errorf("metadata service at %s", got)
+	}
+}
+
+func TestNamespacesAreForcedByTheEnvironmentToo(t *testing.T) {
+	c, _, _ := parse([]string{"--node=n"}, env(map[string]string{"FORCENAMESPACED": "true"}), &bytes.Buffer{}, &bytes.Buffer{})
+	if !c.forceNamespaced {
+		t.Error("FORCENAMESPACED=true is overlooked")
+	}
+}
+
+func TestBadInputIsRefusedWithWhatToDo(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		args []string
+		code int
+		want string
+	}{
+		{"no node", nil, 2, "set --node, or NODENAME from spec.nodeName"},
+		{"an argument", []string{"--node=n", "start"}, 2, "every setting is a flag"},
+		{"an unknown flag", []string{"--nonsense"}, 2, "nonsense"},
+		{"no port", []string{"--node=n", "--nmi-port=0"}, 2, "--nmi-port=0 is not a port"},
+		{"a port that is none", []string{"--node=n", "--prometheus-port=70000"}, 2, "--prometheus-port=70000 is not a port"},
+		{"a metadata address of IPv6", []string{"--node=n", "--metadata-ip=::1"}, 2, "is not an IPv4 address"},
+		{"a log format", []string{"--node=n", "--log-format=xml"}, 2, "only text and json"},
+		{"managed mode", []string{"--node=n", "--operation-mode=managed"}, 2, `mode "managed" is not served by this version`},
+		{"no kubeconfig", []string{"--node=n", "--kubeconfig=" + t.TempDir() + "/missing"}, 1, "missing"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var out, errs bytes.Buffer
+			if code := run(t.Context(), c.args, env(nil), &out, &errs); code != c.code || !strings.Contains(errs.String(), c.want) {
+				t.Errorf("code %d, %q", code, errs.String())
+			}
+		})
+	}
+}
+
+func TestHelpShowsExamplesAndVersionIsShort(t *testing.T) {
+	var out, errs bytes.Buffer
+	if code := run(t.Context(), []string{"--help"}, env(nil), &out, &errs); code != 0 || !strings.Contains(errs.String(), "nmi --remove") || !strings.Contains(errs.String(), "-block-instance-metadata") {
+		t.Errorf("code %d, %s", code, errs.String())
+	}
+	if code := run(t.Context(), []string{"--version"}, env(nil), &out, &errs); code != 0 || out.String() != "nmi "+version+"\n" {
+		t.Errorf("code %d, %q", code, out.String())
+	}
+}
