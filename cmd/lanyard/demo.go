@@ -27,6 +27,9 @@ exit code is 0 only if every row is as the story expects.`,
 			if err := checkOutput(output); err != nil {
 				return err
 			}
+			if handled, err := flags.possible(cmd.Context(), cmd.ErrOrStderr()); handled || err != nil {
+				return err
+			}
 			if !cmd.Flags().Changed("state") {
 				dir, err := os.MkdirTemp("", "lanyard-demo-")
 				if err != nil {

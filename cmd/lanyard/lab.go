@@ -9,13 +9,15 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
 
 	"github.com/lanyard-id/lanyard/internal/estate"
 	"github.com/lanyard-id/lanyard/internal/lab"
-	"github.com/lanyard-id/lanyard/internal/lab/node"
 )
 
 // stopTimeout bounds how long a lab may take to stop before what is left of
@@ -68,16 +70,18 @@ func writeJSON(w io.Writer, v any) error {
 
 // labFlags are the settings of a lab.
 type labFlags struct {
-	state   string
-	bin     string
-	verbose bool
-	config  lab.APIServer
+	state    string
+	bin      string
+	simulate bool
+	verbose  bool
+	config   lab.APIServer
 }
 
 func (f *labFlags) add(cmd *cobra.Command) {
 	stateFlag(cmd, &f.state)
 	flags := cmd.Flags()
 	flags.StringVar(&f.bin, "bin", "", "`directory` of kube, pause, mic, nmi, webhook and workload (default: this program's)")
+	flags.BoolVar(&f.simulate, "process-node", false, "simulate the node: run pods as local processes even where a real node is possible")
 	flags.BoolVar(&f.verbose, "verbose", false, "write the log of the lab and the cloud to standard error")
 	flags.StringArrayVar(&f.config.Args, "apiserver-arg", nil, "a `flag=value` for kube-apiserver; may be repeated")
 	flags.StringVar(&f.config.Issuer, "service-account-issuer", "", "issuer of service-account tokens (default the lab's own, served by the local cloud)")
@@ -104,14 +108,17 @@ func (f *labFlags) labConfig(step func(string, ...any), stderr io.Writer) (estat
 	level := slog.LevelError
 	if f.verbose {
 		level = slog.LevelInfo
+	} else {
+		klog.SetLogger(logr.Discard()) // watches that end with the lab are no news
 	}
 	return estate.Config{
-		StateDir:  state,
-		BinDir:    bin,
-		Self:      []string{exe, nodeVerb},
-		APIServer: f.config,
-		Step:      step,
-		Logger:    slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level})),
+		StateDir:    state,
+		ProcessNode: f.simulate,
+		BinDir:      bin,
+		Self:        []string{exe, internalVerb},
+		APIServer:   f.config,
+		Step:        step,
+		Logger:      slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level})),
 	}, nil
 }
 
@@ -128,6 +135,9 @@ func labUpCommand() *cobra.Command {
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkOutput(output); err != nil {
+				return err
+			}
+			if handled, err := flags.possible(cmd.Context(), cmd.ErrOrStderr()); handled || err != nil {
 				return err
 			}
 			p := newProgress(cmd.ErrOrStderr())
@@ -277,17 +287,47 @@ func labStatusCommand() *cobra.Command {
 	return cmd
 }
 
-// nodeVerb is how the lab starts this program again as a node's first process.
-const nodeVerb = "lab-node"
+// internalVerb is how the lab starts this program again, as a node's first
+// process or as a simulated container.
+const internalVerb = "internal"
 
-func nodeCommand() *cobra.Command {
+func internalCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:    nodeVerb,
-		Short:  "The first process of a lab's node; started by the lab itself",
-		Hidden: true,
-		Args:   noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return node.Main(cmd.Context(), cmd.InOrStdin(), cmd.OutOrStdout())
+		Use:                internalVerb,
+		Short:              "What the lab starts by itself",
+		Hidden:             true,
+		DisableFlagParsing: true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return lab.Main(cmd.Context(), args, cmd.InOrStdin(), cmd.OutOrStdout())
 		},
 	}
+}
+
+// possible decides how pods run here. Where no real node is possible it says
+// in one line what is missing and chooses local processes; without root it
+// runs this same command line in a user namespace, and then handled is true.
+func (f *labFlags) possible(ctx context.Context, stderr io.Writer) (handled bool, err error) {
+	missing := lab.Missing()
+	if len(missing) == 0 {
+		return false, nil
+	}
+	if os.Getuid() != 0 && !lab.InUserNamespace() {
+		code, err := lab.RunInUserNamespace(ctx, os.Args[1:])
+		if err != nil {
+			return true, fmt.Errorf("no lab is possible here without root: %w", err)
+		}
+		if code != 0 {
+			return true, exitCode(code)
+		}
+		return true, nil
+	}
+	if !f.simulate {
+		lines := make([]string, len(missing))
+		for i, m := range missing {
+			lines[i] = m.String()
+		}
+		fmt.Fprintf(stderr, "simulated node: pods run as local processes, because a real node needs %s\n", strings.Join(lines, ", "))
+		f.simulate = true
+	}
+	return false, nil
 }

@@ -36,6 +36,11 @@ const (
 // A usageError is a mistake on the command line.
 type usageError struct{ error }
 
+// An exitCode is the failure of a command that ran elsewhere.
+type exitCode int
+
+func (c exitCode) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
+
 // run runs the command line args and returns the exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := rootCommand()
@@ -47,7 +52,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitOK
 	}
 	var usage usageError
+	var code exitCode
 	switch {
+	case errors.As(err, &code):
+		return int(code) // of a command that has said everything
 	case ctx.Err() != nil:
 		fmt.Fprintln(stderr, "lanyard: interrupted")
 		return exitInterrupted
@@ -83,7 +91,7 @@ machine, in namespaces of their own. Nothing on the host changes.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w (see %q)", err, cmd.CommandPath()+" --help")}
 	})
-	root.AddCommand(labCommand(), cloudCommand(), demoCommand(), nodeCommand())
+	root.AddCommand(labCommand(), cloudCommand(), demoCommand(), internalCommand())
 	return root
 }
 

@@ -42,6 +42,7 @@ func On(e *estate.Estate, step func(format string, args ...any)) (*Story, error)
 		VaultURL:           e.Cloud.VaultURL,
 		Secret:             estate.Secret,
 		ControllerObjectID: e.Cloud.ControllerPrincipalID(),
+		Simulated:          e.Simulated(),
 		Step:               step,
 	}, nil
 }

@@ -55,6 +55,7 @@ type Story struct {
 	Issuer             string // of the cluster's service-account tokens
 	VaultURL           string
 	Secret             string // its name in the vault
+	Simulated          bool   // whether the node is a simulation
 	ControllerObjectID string // the principal that mic acts as: it needs Managed Identity Operator on every identity
 
 	Step func(format string, args ...any) // tells what is being done now
@@ -71,7 +72,9 @@ type scene struct {
 
 // A Result is what came of the story.
 type Result struct {
-	Rows []Row `json:"rows"`
+	// Simulated says that the node was a simulation: pods were local processes.
+	Simulated bool  `json:"simulated"`
+	Rows      []Row `json:"rows"`
 	// Records are the events on the AzureIdentityBindings that tell of each
 	// issuance and refusal.
 	Records []string `json:"records"`
@@ -81,6 +84,9 @@ type Result struct {
 func (r Result) Write(w io.Writer) error {
 	if err := WriteTable(w, r.Rows); err != nil {
 		return err
+	}
+	if r.Simulated {
+		fmt.Fprintln(w, "\nThe node was simulated: the pods were local processes in namespaces of their own.")
 	}
 	fmt.Fprintln(w, "\nwhy the others were refused:")
 	for _, row := range r.Rows {
@@ -110,7 +116,7 @@ func (s *Story) Play(ctx context.Context) (Result, error) {
 	if err := s.setUpCluster(ctx, noRole); err != nil {
 		return Result{}, err
 	}
-	var result Result
+	result := Result{Simulated: s.Simulated}
 	for _, scene := range s.scenes() {
 		s.Step("door %s: the pod %s asks for a token and reads the secret", scene.row.Door, scene.row.Pod)
 		row, err := s.play(ctx, scene)

@@ -32,8 +32,10 @@ import (
 type Config struct {
 	StateDir string   // absolute; made if missing; one estate at a time
 	BinDir   string   // holds kube, pause, mic, nmi, webhook and workload
-	Self     []string // command line of this program that calls node.Main
+	Self     []string // command line of this program that calls lab.Main
 
+	// ProcessNode simulates the node: pods are local processes.
+	ProcessNode bool
 	// APIServer: an empty Issuer and AuditPolicy mean the estate's own. The
 	// local cloud serves the documents of an issuer, which must be an https URL.
 	APIServer lab.APIServer
@@ -122,7 +124,7 @@ func (e *Estate) startCluster(ctx context.Context, issuerHost string) error {
 	}
 	var err error
 	e.Lab, err = lab.Start(ctx, lab.Config{
-		StateDir: e.config.StateDir, BinDir: e.config.BinDir, Self: e.config.Self,
+		StateDir: e.config.StateDir, BinDir: e.config.BinDir, Self: e.config.Self, ProcessNode: e.config.ProcessNode,
 		Node: lab.NodeSpec{
 			Name:       nodeName,
 			ProviderID: "azure://" + e.Cloud.MachineID,
@@ -211,6 +213,10 @@ func linkKubectl(stateDir, binDir string) (string, error) {
 	}
 	return tools, os.Symlink(filepath.Join(binDir, "kube"), link)
 }
+
+// Simulated tells whether the node is a simulation whose pods are local
+// processes.
+func (e *Estate) Simulated() bool { return e.config.ProcessNode }
 
 // Wait returns nil when ctx ends, and an error when a part ends by itself.
 func (e *Estate) Wait(ctx context.Context) error { return e.Lab.Wait(ctx) }
