@@ -304,7 +304,9 @@ func recorder(kube *rest.Config, node string) (record.EventRecorder, func(), err
 	if err != nil {
 		return nil, nil, err
 	}
-	broadcaster := record.NewBroadcaster()
+	// The default drops events of an object after 25: a binding is what many
+	// pods share, and its record must not have holes that early.
+	broadcaster := record.NewBroadcaster(record.WithCorrelatorOptions(record.CorrelatorOptions{BurstSize: 500, QPS: 1}))
 	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: client.CoreV1().Events("")})
 	return broadcaster.NewRecorder(scheme, corev1.EventSource{Component: "nmi", Host: node}), broadcaster.Shutdown, nil
 }
