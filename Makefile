@@ -49,8 +49,8 @@ binaries:
 	@go build -ldflags "$(LDFLAGS)" -o bin/ ./cmd/...
 
 .PHONY: requirements
-requirements: ## install the Debian packages that a real node needs (root; otherwise say what is missing)
-	@lab/requirements
+requirements: ## install the Debian packages that are needed (root; otherwise say what is missing)
+	@lab/requirements race
 
 .PHONY: bin/kube
 bin/kube:

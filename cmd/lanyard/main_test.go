@@ -2,8 +2,13 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -41,6 +46,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"source":  source,
 			"nothing": nothing,
+			"fetch":   fetch,
 		},
 	})
 }
@@ -111,4 +117,32 @@ func leftOf(dir string) error {
 		left = append(left, errors.New("a mount"))
 	}
 	return errors.Join(left...)
+}
+
+// fetch prints what a URL answers to a client that trusts and uses what the
+// script's environment says, as Go, curl or az would.
+func fetch(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 1 {
+		ts.Fatalf("usage: [!] fetch URL")
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM([]byte(ts.ReadFile(ts.Getenv("SSL_CERT_FILE")))) {
+		ts.Fatalf("SSL_CERT_FILE has no certificate")
+	}
+	proxy, err := url.Parse(ts.Getenv("HTTPS_PROXY"))
+	ts.Check(err)
+	client := http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
+		Proxy: http.ProxyURL(proxy), TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}, DisableKeepAlives: true,
+	}}
+	res, err := client.Get(args[0])
+	if err == nil {
+		defer res.Body.Close()
+		_, err = io.Copy(ts.Stdout(), res.Body)
+	}
+	if (err != nil) != neg {
+		ts.Fatalf("fetch %s: %v", args[0], err)
+	}
+	if err != nil {
+		fmt.Fprintln(ts.Stderr(), err)
+	}
 }
