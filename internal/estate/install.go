@@ -80,6 +80,9 @@ var readiness = map[schema.GroupVersionKind]struct {
 	appsv1.SchemeGroupVersion.WithKind("DaemonSet"):  {appsv1.SchemeGroupVersion.WithResource("daemonsets"), daemonSetReady},
 }
 
+// notSeen is what is missing while a controller has yet to look.
+const notSeen = "its controller has not seen it yet"
+
 func deploymentReady(object map[string]any) (string, error) {
 	var d appsv1.Deployment
 	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(object, &d); err != nil {
@@ -89,8 +92,11 @@ func deploymentReady(object map[string]any) (string, error) {
 	if d.Spec.Replicas != nil {
 		want = *d.Spec.Replicas
 	}
-	if d.Status.ObservedGeneration < d.Generation || d.Status.AvailableReplicas < want || d.Status.UpdatedReplicas < want {
-		return fmt.Sprintf("%d of %d replicas are available", d.Status.AvailableReplicas, want), nil
+	if d.Status.ObservedGeneration < d.Generation {
+		return notSeen, nil
+	}
+	if have := min(d.Status.AvailableReplicas, d.Status.UpdatedReplicas); have < want {
+		return fmt.Sprintf("%d of %d replicas are available", have, want), nil
 	}
 	return "", nil
 }
@@ -100,7 +106,11 @@ func daemonSetReady(object map[string]any) (string, error) {
 	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(object, &d); err != nil {
 		return "", err
 	}
-	if want := d.Status.DesiredNumberScheduled; want == 0 || d.Status.ObservedGeneration < d.Generation || d.Status.NumberReady < want {
+	want := d.Status.DesiredNumberScheduled
+	if d.Status.ObservedGeneration < d.Generation || want == 0 {
+		return notSeen, nil
+	}
+	if d.Status.NumberReady < want {
 		return fmt.Sprintf("%d of %d pods are ready", d.Status.NumberReady, want), nil
 	}
 	return "", nil
