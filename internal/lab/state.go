@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -33,6 +34,10 @@ type State struct {
 	Cgroup    string       `json:"cgroup"`
 	Processes []process.ID `json:"processes,omitempty"`
 }
+
+// cgroupName is the form of State.Cgroup: a damaged one must not lead to
+// somebody else's.
+var cgroupName = regexp.MustCompile(`^lanyard-[0-9a-f]{8}$`)
 
 // ErrNotRunning is returned where a running lab is needed.
 var ErrNotRunning = errors.New("no lab is running")
@@ -60,7 +65,9 @@ type claim struct {
 
 // entries are what a lab makes in its state directory. Others, such as the
 // cloud's state, stay.
-var entries = []string{"cluster", "node", "kubeconfig", "state.json"}
+var entries = []string{"cluster", "node", "kubeconfig", stateFile}
+
+const stateFile = "state.json"
 
 func claimDir(ctx context.Context, dir string) (*claim, error) {
 	c := &claim{dir: dir}
@@ -74,10 +81,14 @@ func claimDir(ctx context.Context, dir string) (*claim, error) {
 	if c.lock, err = lockDir(dir); err != nil {
 		return nil, err
 	}
-	err = clean(ctx, dir)
-	if err == nil {
-		err = c.state.begin()
+	if err = clean(ctx, dir); err == nil {
+		err = foreign(dir)
 	}
+	if err != nil {
+		// What is there may be somebody else's: only the lock is ours.
+		return nil, errors.Join(err, c.lock.Close())
+	}
+	err = c.state.begin()
 	if err == nil {
 		err = c.save(func(*State) {})
 	}
@@ -155,7 +166,7 @@ func (c *claim) save(change func(*State)) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(c.path("state.json"), append(b, '\n'))
+	return writeFile(c.path(stateFile), append(b, '\n'))
 }
 
 // record remembers a process that Clean has to end.
@@ -177,12 +188,29 @@ func (c *claim) release() error {
 	return errors.Join(err, c.lock.Close())
 }
 
+// removeEntries removes state.json last and only when the others are gone: it
+// is what makes them ours.
 func removeEntries(dir string) error {
 	var errs []error
 	for _, e := range entries {
-		errs = append(errs, os.RemoveAll(filepath.Join(dir, e)))
+		if e != stateFile || errors.Join(errs...) == nil {
+			errs = append(errs, os.RemoveAll(filepath.Join(dir, e)))
+		}
 	}
 	return errors.Join(errs...)
+}
+
+// foreign refuses a directory in which, after clean, something still has the
+// name of what a lab makes and removes: no lab has made it.
+func foreign(dir string) error {
+	for _, e := range entries {
+		if _, err := os.Lstat(filepath.Join(dir, e)); err == nil {
+			return fmt.Errorf("%s holds %q, which is not of a lab and would be removed with one: choose another state directory", dir, e)
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("looking into the state directory: %w", err)
+		}
+	}
+	return nil
 }
 
 func writeFile(file string, content []byte) error {
@@ -202,12 +230,16 @@ func writeFile(file string, content []byte) error {
 
 func readState(dir string) (State, error) {
 	var s State
-	b, err := os.ReadFile(filepath.Join(dir, "state.json"))
+	b, err := os.ReadFile(filepath.Join(dir, stateFile))
 	if err != nil {
 		return s, fmt.Errorf("reading the lab's state: %w", err)
 	}
+	file := filepath.Join(dir, stateFile)
 	if err := json.Unmarshal(b, &s); err != nil {
-		return s, fmt.Errorf("reading the lab's state: %s: %w", filepath.Join(dir, "state.json"), err)
+		return State{}, fmt.Errorf("reading the lab's state: %s: %w", file, err)
+	}
+	if s.Supervisor.PID <= 0 || s.Boot == "" || !cgroupName.MatchString(s.Cgroup) {
+		return State{}, fmt.Errorf("%s is not the state of a lab: choose another state directory", file)
 	}
 	return s, nil
 }
@@ -302,10 +334,8 @@ func clean(ctx context.Context, dir string) error {
 			}
 		}
 	}
-	if s.Cgroup != "" {
-		if err := node.Clean(ctx, s.Cgroup, filepath.Join(dir, "node")); err != nil {
-			return fmt.Errorf("removing what a killed lab left: %w", err)
-		}
+	if err := node.Clean(ctx, s.Cgroup, filepath.Join(dir, "node")); err != nil {
+		return fmt.Errorf("removing what a killed lab left: %w", err)
 	}
 	return removeEntries(dir)
 }
