@@ -37,14 +37,8 @@ func upDetached(ctx context.Context, state string, p *progress) error {
 	if err != nil {
 		return err
 	}
-	args := []string{}
-	for _, a := range os.Args[1:] {
-		if a != "--detach" && a != "--detach=true" {
-			args = append(args, a)
-		}
-	}
 	// The lab outlives this command, so it does not end with its context.
-	cmd := exec.CommandContext(context.WithoutCancel(ctx), exe, args...)
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), exe, attached(os.Args[1:])...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.Env = append(os.Environ(), readyEnv+"=3")
@@ -69,6 +63,18 @@ func upDetached(ctx context.Context, state string, p *progress) error {
 		}
 	}
 	return fmt.Errorf("the lab ended before it was ready: see %s (%w)", logPath, waitFor(cmd))
+}
+
+// attached is a command line without --detach, in all of the forms that the
+// flag has: one that is left would start labs without end.
+func attached(args []string) []string {
+	var rest []string
+	for _, a := range args {
+		if a != "--detach" && !strings.HasPrefix(a, "--detach=") {
+			rest = append(rest, a)
+		}
+	}
+	return rest
 }
 
 // waitFor waits for a lab that failed. Its exit code says nothing new.
