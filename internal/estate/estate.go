@@ -203,7 +203,7 @@ func (e *Estate) publish(proxy net.Addr) error {
 
 // linkKubectl makes a directory with a kubectl of the cluster's version.
 func linkKubectl(stateDir, binDir string) (string, error) {
-	tools := filepath.Join(stateDir, "bin")
+	tools := filepath.Join(stateDir, toolsDir)
 	if err := os.MkdirAll(tools, 0o700); err != nil {
 		return "", err
 	}
@@ -221,11 +221,12 @@ func (e *Estate) Simulated() bool { return e.config.ProcessNode }
 // Wait returns nil when ctx ends, and an error when a part ends by itself.
 func (e *Estate) Wait(ctx context.Context) error { return e.Lab.Wait(ctx) }
 
-// Stop ends everything. It may be called again.
+// Stop ends everything and removes what Up made, but for what the cloud
+// holds. It may be called again.
 func (e *Estate) Stop(ctx context.Context) error {
 	var err error
 	if e.Lab != nil {
-		err = e.Lab.Stop(ctx)
+		err = errors.Join(e.Lab.Stop(ctx), removeOwn(e.config.StateDir))
 	}
 	if e.Cloud != nil {
 		err = errors.Join(err, e.Cloud.Close())

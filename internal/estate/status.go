@@ -55,6 +55,21 @@ func Down(ctx context.Context, dir string) error {
 	} else if err != nil {
 		return err
 	}
+	return removeOwn(dir)
+}
+
+// What an estate keeps in its state directory beside the lab and the cloud.
+const (
+	toolsDir        = "bin"
+	auditPolicyFile = "audit-policy.yaml"
+)
+
+func removeOwn(dir string) error {
+	for _, name := range []string{toolsDir, auditPolicyFile} {
+		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -78,6 +93,6 @@ func writeAuditPolicy(stateDir string) (string, error) {
 	if err := os.MkdirAll(stateDir, 0o700); err != nil {
 		return "", fmt.Errorf("making the state directory: %w", err)
 	}
-	file := filepath.Join(stateDir, "audit-policy.yaml")
+	file := filepath.Join(stateDir, auditPolicyFile)
 	return file, os.WriteFile(file, []byte(auditPolicy), 0o600)
 }
