@@ -218,9 +218,7 @@ func labDownCommand() *cobra.Command {
 			p := newProgress(cmd.ErrOrStderr())
 			defer p.Done()
 			p.Step("stopping the lab in %s", state)
-			ctx, cancel := context.WithTimeout(cmd.Context(), stopTimeout)
-			defer cancel()
-			return estate.Down(ctx, state)
+			return estate.Down(cmd.Context(), state) // no deadline: it kills what does not end in time
 		},
 	}
 	stateFlag(cmd, &state)

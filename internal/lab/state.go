@@ -276,9 +276,15 @@ func (s State) thisBoot() bool {
 	return err == nil && boot == s.Boot
 }
 
-// Down ends the lab that runs in dir and waits for it; what a killed one left
-// is removed too. The error is ErrNotRunning when there was nothing to do.
-func Down(ctx context.Context, dir string) error {
+// downGrace is how long Down lets a lab end by itself.
+const downGrace = time.Minute
+
+// Down ends the lab that runs in dir and waits for it; one that does not end
+// within a minute is killed, for which ctx must leave time. What a killed one
+// left is removed too. The error is ErrNotRunning when there was nothing to do.
+func Down(ctx context.Context, dir string) error { return down(ctx, dir, downGrace) }
+
+func down(ctx context.Context, dir string, grace time.Duration) error {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return err
@@ -291,7 +297,7 @@ func Down(ctx context.Context, dir string) error {
 		return err
 	}
 	if s.thisBoot() {
-		if err := s.Supervisor.End(ctx, time.Minute); err != nil {
+		if err := s.Supervisor.End(ctx, grace); err != nil {
 			return fmt.Errorf("ending the lab in %s: %w", dir, err)
 		}
 	}

@@ -1,11 +1,15 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/lanyard-id/lanyard/internal/lab/process"
 )
@@ -55,6 +59,47 @@ func TestADirectoryWithOtherThingsInItIsRefusedAndKept(t *testing.T) {
 				t.Errorf("%s holds %q, %v; want %q", tt.file, got, err, tt.content)
 			}
 		})
+	}
+}
+
+func TestALabThatDoesNotEndIsKilled(t *testing.T) {
+	cmd := exec.Command("sh", "-c", "trap '' TERM; echo; while :; do sleep 60; done")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }) // its sleep
+	if _, err := out.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	c, err := claimDir(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	supervisor, err := process.Find(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(c.save(func(s *State) { s.Supervisor = supervisor }), c.lock.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := down(t.Context(), dir, 50*time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	if supervisor.Alive() {
+		t.Error("the supervisor is still alive")
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	var exit *exec.ExitError
+	if err := cmd.Wait(); !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		t.Errorf("the supervisor ended with %v, want killed", err)
 	}
 }
 
