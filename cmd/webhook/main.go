@@ -31,6 +31,7 @@ import (
 
 	"github.com/lanyard-id/lanyard/api/workloadidentity"
 	"github.com/lanyard-id/lanyard/internal/webhook"
+	"github.com/lanyard-id/lanyard/internal/webhook/servingcert"
 )
 
 var version = "devel" // set by the linker
@@ -166,14 +167,14 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	defer cancel()
 	g, running := errgroup.WithContext(background)
 	if s.disableRotation {
-		files := &webhook.CertificateFiles{Dir: s.certDir}
+		files := &servingcert.Files{Dir: s.certDir}
 		server.TLS.GetCertificate = files.GetCertificate
 		server.Ready = append(server.Ready, files.Ready)
 	} else {
-		certificates := &webhook.Certificates{
+		certificates := &servingcert.Keeper{
 			Namespace: s.namespace, Secret: workloadidentity.CertificateSecret,
 			Configuration: s.configuration, Webhook: workloadidentity.WebhookName,
-			Names: strings.Split(s.servedName, ","), Metrics: metrics, Logger: logger,
+			Names: strings.Split(s.servedName, ","), Replaced: metrics.CertificateExpires, Logger: logger,
 		}
 		if certificates.Client, err = dynamic.NewForConfig(config); err != nil {
 			return fmt.Errorf("making the dynamic client: %w", err)

@@ -29,6 +29,7 @@ import (
 	"github.com/lanyard-id/lanyard/api/workloadidentity"
 	"github.com/lanyard-id/lanyard/deploy"
 	"github.com/lanyard-id/lanyard/internal/lab/labtest"
+	"github.com/lanyard-id/lanyard/internal/webhook/servingcert"
 )
 
 var cluster labtest.Cluster
@@ -100,7 +101,7 @@ func account(t *testing.T) *rest.Config {
 
 // replica is one running webhook.
 type replica struct {
-	certificates *Certificates
+	certificates *servingcert.Keeper
 	accounts     *AccountCache
 	server       *Server
 	log          *safeBuffer
@@ -119,7 +120,7 @@ func newReplica(t *testing.T, config *rest.Config) *replica {
 		t.Fatal(err)
 	}
 	r.accounts = &AccountCache{Client: meta}
-	r.certificates = &Certificates{
+	r.certificates = &servingcert.Keeper{
 		Client: objects, Namespace: workloadidentity.Namespace, Secret: workloadidentity.CertificateSecret,
 		Configuration: workloadidentity.WebhookConfiguration, Webhook: workloadidentity.WebhookName,
 		Names: []string{"127.0.0.1"}, Logger: logger,

@@ -12,6 +12,6 @@
 // server sent it. Nothing is decoded into a typed Pod and encoded again, so a
 // field that this program has never heard of survives.
 //
-// Certificates keeps the serving certificate and the API server's trust in it;
-// Server holds the listeners and says when all of this is ready.
+// Server holds the listeners and says when all of this is ready; the serving
+// certificate and the API server's trust in it are the business of servingcert.
 package webhook

@@ -68,8 +68,6 @@ func (m *Metrics) observe(d decision, took time.Duration) {
 	}
 }
 
-func (m *Metrics) expires(at time.Time) {
-	if m != nil {
-		m.expiry.Set(float64(at.Unix()))
-	}
-}
+// CertificateExpires notes when the certificate that is served from now on
+// expires.
+func (m *Metrics) CertificateExpires(at time.Time) { m.expiry.Set(float64(at.Unix())) }

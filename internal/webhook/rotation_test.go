@@ -2,6 +2,8 @@ package webhook
 
 import (
 	"bytes"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -17,6 +19,7 @@ import (
 
 	"github.com/lanyard-id/lanyard/api/workloadidentity"
 	"github.com/lanyard-id/lanyard/internal/lab/labtest"
+	"github.com/lanyard-id/lanyard/internal/webhook/servingcert"
 )
 
 func TestTwoReplicasServeOneCertificate(t *testing.T) {
@@ -27,10 +30,11 @@ func TestTwoReplicasServeOneCertificate(t *testing.T) {
 		r.run(t)
 	}
 	leaf := func(r *replica) []byte {
-		if c := r.certificates.current().leaf.Certificate; len(c) > 0 {
-			return c[0]
+		c, err := r.certificates.GetCertificate(nil)
+		if err != nil {
+			return nil
 		}
-		return nil
+		return c.Certificate[0]
 	}
 	agree := func() error {
 		a, b := leaf(replicas[0]), leaf(replicas[1])
@@ -48,11 +52,18 @@ func TestTwoReplicasServeOneCertificate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	stored := func(secret *corev1.Secret) error {
+		return c.Get(t.Context(), client.ObjectKey{Name: workloadidentity.CertificateSecret, Namespace: workloadidentity.Namespace}, secret)
+	}
 	trusted := func() error {
+		secret := &corev1.Secret{}
+		if err := stored(secret); err != nil {
+			return err
+		}
 		o := configuration(t, c)
 		w := o.Object["webhooks"].([]any)[0].(map[string]any)
 		got, _, _ := unstructured.NestedString(w, "clientConfig", "caBundle")
-		if want := base64.StdEncoding.EncodeToString(replicas[0].certificates.current().bundle()); got != want {
+		if want := base64.StdEncoding.EncodeToString(secret.Data["ca.crt"]); got != want || got == "" {
 			return fmt.Errorf("caBundle is %q", got)
 		}
 		return nil
@@ -64,19 +75,16 @@ func TestTwoReplicasServeOneCertificate(t *testing.T) {
 		if err := c.Delete(t.Context(), secret); err != nil {
 			t.Fatal(err)
 		}
-		labtest.Eventually(t, t.Context(), func() error {
-			return c.Get(t.Context(), client.ObjectKeyFromObject(secret), secret)
-		})
-		m, err := parseMaterial(secret.Data)
-		if err != nil || !bytes.Equal(m.leaf.Certificate[0], first) {
+		labtest.Eventually(t, t.Context(), func() error { return stored(secret) })
+		m, err := tls.X509KeyPair(secret.Data["tls.crt"], secret.Data["tls.key"])
+		if err != nil || !bytes.Equal(m.Certificate[0], first) {
 			t.Errorf("another certificate came back: %v", err)
 		}
 		labtest.Eventually(t, t.Context(), agree)
 	})
 	t.Run("a spoiled Secret is repaired", func(t *testing.T) {
 		secret := &corev1.Secret{}
-		key := client.ObjectKey{Name: workloadidentity.CertificateSecret, Namespace: workloadidentity.Namespace}
-		if err := c.Get(t.Context(), key, secret); err != nil {
+		if err := stored(secret); err != nil {
 			t.Fatal(err)
 		}
 		secret.Data["tls.key"] = []byte("garbage")
@@ -84,10 +92,10 @@ func TestTwoReplicasServeOneCertificate(t *testing.T) {
 			t.Fatal(err)
 		}
 		labtest.Eventually(t, t.Context(), func() error {
-			if err := c.Get(t.Context(), key, secret); err != nil {
+			if err := stored(secret); err != nil {
 				return err
 			}
-			_, err := parseMaterial(secret.Data)
+			_, err := tls.X509KeyPair(secret.Data["tls.crt"], secret.Data["tls.key"])
 			return err
 		})
 		labtest.Eventually(t, t.Context(), agree)
@@ -106,7 +114,7 @@ func TestRotationFailsNoAdmission(t *testing.T) {
 	install(t, "https://127.0.0.1:1")
 	r := newReplica(t, account(t))
 	// Every 4 s a certificate, after 10 s an authority; 8 s of grace for a busy machine.
-	r.certificates.Policy = Policy{CALifetime: 30 * time.Second, Lifetime: 12 * time.Second, RenewBefore: 8 * time.Second, Settle: 3 * time.Second}
+	r.certificates.Policy = servingcert.Policy{CALifetime: 30 * time.Second, Lifetime: 12 * time.Second, RenewBefore: 8 * time.Second, Settle: 3 * time.Second}
 	// The API server must meet every new certificate: no connection outlives its request.
 	admission := r.server.Admission
 	r.server.Admission = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
@@ -128,16 +136,19 @@ func TestRotationFailsNoAdmission(t *testing.T) {
 		return err
 	}
 	labtest.Eventually(t, t.Context(), admit) // the API server has read the caBundle
-	authority := func() string { return r.certificates.current().authorities[0].SerialNumber.String() }
-	leafIssuer := func() bool {
-		m := r.certificates.current()
-		return m.leaf.Leaf.CheckSignatureFrom(m.authorities[0]) == nil
+	served := func() *x509.Certificate {
+		c, err := r.certificates.GetCertificate(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.Leaf
 	}
+	authority := func() string { return string(served().AuthorityKeyId) }
 	first, leaves := authority(), map[string]bool{}
 	var mu sync.Mutex
 	admissions := 0
 	deadline := time.Now().Add(2 * time.Minute)
-	for authority() == first || !leafIssuer() || len(leaves) < 4 {
+	for authority() == first || len(leaves) < 4 {
 		var wg sync.WaitGroup
 		for range 4 {
 			wg.Go(func() {
@@ -150,7 +161,7 @@ func TestRotationFailsNoAdmission(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		leaves[r.certificates.current().leaf.Leaf.SerialNumber.String()] = true
+		leaves[served().SerialNumber.String()] = true
 		if t.Failed() || time.Now().After(deadline) {
 			t.Fatalf("after %d admissions: %d certificates, authority replaced: %v", admissions, len(leaves), authority() != first)
 		}

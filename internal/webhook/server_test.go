@@ -8,8 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
+	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -18,11 +17,13 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/lanyard-id/lanyard/internal/lab/labtest"
+	"github.com/lanyard-id/lanyard/internal/webhook/servingcert"
 )
 
 func TestAServerThatEndsAnswersWhatItHasBegun(t *testing.T) {
+	certified := httptest.NewTLSServer(http.NotFoundHandler()) // for its certificate
+	certified.Close()
 	leaks := goleak.IgnoreCurrent()
-	m, _ := renewed(t, Policy{}.withDefaults(), keyMaterial{}, time.Now())
 	inFlight, finish := make(chan struct{}), make(chan struct{})
 	var broken atomic.Bool
 	s := &Server{
@@ -31,7 +32,9 @@ func TestAServerThatEndsAnswersWhatItHasBegun(t *testing.T) {
 			<-finish
 			_, _ = io.WriteString(w, "done")
 		}),
-		TLS: &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &m.leaf, nil }},
+		TLS: &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			return &certified.TLS.Certificates[0], nil
+		}},
 		Ready: []func() error{
 			func() error { return nil },
 			func() error {
@@ -49,7 +52,7 @@ func TestAServerThatEndsAnswersWhatItHasBegun(t *testing.T) {
 	go func() { ended <- s.Run(ctx) }()
 
 	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(m.bundle())
+	roots.AddCert(certified.Certificate())
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}
 	client := &http.Client{Transport: transport}
 	health := "http://" + s.Listen.Health.Addr().String()
@@ -108,59 +111,12 @@ func TestAServerThatEndsAnswersWhatItHasBegun(t *testing.T) {
 }
 
 func TestAListenerThatFailsEndsTheServerAtOnce(t *testing.T) {
-	s := &Server{Admission: http.NotFoundHandler(), TLS: &tls.Config{GetCertificate: (&CertificateFiles{Dir: t.TempDir()}).GetCertificate}, ShutdownDelay: time.Hour}
+	s := &Server{Admission: http.NotFoundHandler(), TLS: &tls.Config{GetCertificate: (&servingcert.Files{Dir: t.TempDir()}).GetCertificate}, ShutdownDelay: time.Hour}
 	s.Listen.Admission, s.Listen.Health = listen(t), listen(t)
 	if err := s.Listen.Health.Close(); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Run(t.Context()); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("ended with %v", err)
-	}
-}
-
-func TestCertificateFilesFollowTheDirectory(t *testing.T) {
-	dir := t.TempDir()
-	files := &CertificateFiles{Dir: dir}
-	if err := files.Ready(); err == nil || !strings.Contains(err.Error(), "tls.crt") {
-		t.Errorf("an empty directory: %v", err)
-	}
-	serial := func() string {
-		c, err := files.GetCertificate(nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return c.Leaf.SerialNumber.String()
-	}
-	write := func(age time.Duration) string {
-		m, _ := renewed(t, Policy{}.withDefaults(), keyMaterial{}, time.Now())
-		data, err := m.data()
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, name := range []string{"tls.crt", "tls.key"} {
-			path := filepath.Join(dir, name)
-			if err := os.WriteFile(path, data[name], 0o600); err != nil {
-				t.Fatal(err)
-			}
-			at := time.Now().Add(-age)
-			if err := os.Chtimes(path, at, at); err != nil {
-				t.Fatal(err)
-			}
-		}
-		return m.leaf.Leaf.SerialNumber.String()
-	}
-	first := write(time.Minute)
-	if got := serial(); got != first {
-		t.Errorf("serves %s, want %s", got, first)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "tls.crt"), []byte("half a file"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if got := serial(); got != first {
-		t.Errorf("a half-written pair is served: %s", got)
-	}
-	second := write(0)
-	if got := serial(); got != second {
-		t.Errorf("serves %s, want the new %s", got, second)
 	}
 }

@@ -45,7 +45,11 @@ func (c *AccountCache) Run(ctx context.Context) error {
 			return accounts.Watch(ctx, o)
 		},
 	}
-	reflect(ctx, "serviceaccounts", lw, &metav1.PartialObjectMetadata{}, accountStore{c})
+	cache.NewReflectorWithOptions(lw, &metav1.PartialObjectMetadata{}, accountStore{c}, cache.ReflectorOptions{
+		Name: "serviceaccounts",
+		// More impatient than client-go's: readiness waits for it.
+		Backoff: &wait.Backoff{Duration: 250 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 10, Cap: 5 * time.Second},
+	}).RunWithContext(ctx)
 	return nil
 }
 
@@ -170,13 +174,4 @@ func (accountStore) Transformer() cache.TransformFunc {
 			Namespace: m.Namespace, Name: m.Name, ResourceVersion: m.ResourceVersion, Annotations: ownAnnotations(m.Annotations),
 		}}, nil
 	}
-}
-
-// reflect watches a resource into a store until the context ends. Its patience
-// is shorter than client-go's: readiness waits for it.
-func reflect(ctx context.Context, name string, lw cache.ListerWatcher, kind any, store cache.ReflectorStore) {
-	cache.NewReflectorWithOptions(lw, kind, store, cache.ReflectorOptions{
-		Name:    name,
-		Backoff: &wait.Backoff{Duration: 250 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 10, Cap: 5 * time.Second},
-	}).RunWithContext(ctx)
 }

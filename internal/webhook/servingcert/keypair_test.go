@@ -1,4 +1,4 @@
-package webhook
+package servingcert
 
 import (
 	"crypto/rand"

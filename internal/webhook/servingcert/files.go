@@ -1,4 +1,4 @@
-package webhook
+package servingcert
 
 import (
 	"crypto/tls"
@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// CertificateFiles serves tls.crt and tls.key of a directory that someone else
+// Files serve tls.crt and tls.key of a directory that someone else
 // keeps, such as cert-manager. New files are picked up by the next handshake.
-type CertificateFiles struct {
+type Files struct {
 	Dir string
 
 	mu      sync.Mutex
@@ -21,7 +21,7 @@ type CertificateFiles struct {
 
 // GetCertificate is for tls.Config. A pair that cannot be read leaves the one
 // before in place: the two files of a pair are not written at one instant.
-func (f *CertificateFiles) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+func (f *Files) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	cert, key := filepath.Join(f.Dir, "tls.crt"), filepath.Join(f.Dir, "tls.key")
@@ -40,7 +40,7 @@ func (f *CertificateFiles) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificat
 }
 
 // Ready reports whether there is a certificate.
-func (f *CertificateFiles) Ready() error {
+func (f *Files) Ready() error {
 	_, err := f.GetCertificate(nil)
 	return err
 }
