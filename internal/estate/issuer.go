@@ -25,15 +25,24 @@ type publisher struct {
 // serve returns the host of the issuer and what answers there.
 func (p *publisher) serve(issuer string) (host string, h http.Handler, err error) {
 	u, err := url.Parse(issuer)
-	if err != nil || u.Scheme != "https" || u.Host == "" || u.Port() != "" || u.RawQuery != "" || u.Fragment != "" {
+	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.Port() != "" || u.RawQuery != "" || u.Fragment != "" {
 		return "", nil, fmt.Errorf("the issuer %q cannot be served: it must be https://HOST/PATH without a port, because that is where Entra fetches its keys", issuer)
 	}
 	base := strings.TrimSuffix(u.Path, "/")
-	mux := http.NewServeMux()
-	for _, path := range []string{"/.well-known/openid-configuration", "/openid/v1/jwks"} {
-		mux.HandleFunc("GET "+base+path, func(w http.ResponseWriter, r *http.Request) { p.publish(w, r, path) })
-	}
-	return u.Host, mux, nil
+	// No ServeMux: what a person writes is not always a pattern.
+	return u.Host, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		path, ok := strings.CutPrefix(r.URL.Path, base)
+		if !ok || path != "/.well-known/openid-configuration" && path != "/openid/v1/jwks" {
+			http.NotFound(w, r)
+			return
+		}
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			w.Header().Set("Allow", "GET, HEAD")
+			http.Error(w, "only GET is allowed", http.StatusMethodNotAllowed)
+			return
+		}
+		p.publish(w, r, path)
+	}), nil
 }
 
 // from says which API server has the documents.
