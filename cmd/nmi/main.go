@@ -39,6 +39,9 @@ import (
 	"github.com/lanyard-id/lanyard/internal/redirect"
 )
 
+// rulesInterval is how often the netfilter rules are looked at.
+const rulesInterval = 5 * time.Second
+
 // version is set at link time.
 var version = "devel"
 
@@ -136,7 +139,7 @@ func parse(args []string, getenv func(string) string, stdout, stderr io.Writer) 
 // is gone, or always on.
 func acceptV1(f *flag.FlagSet) {
 	for name, why := range map[string]string{
-		"ipt-update-interval-sec":      "netfilter rules are written at start and outlive the agent",
+		"ipt-update-interval-sec":      "netfilter rules outlive the agent, and are looked at every 5 s",
 		"retry-attempts-for-created":   "a request waits by watching; see --assignment-wait",
 		"retry-attempts-for-assigned":  "a request waits by watching; see --assignment-wait",
 		"find-identity-retry-interval": "a request waits by watching; see --assignment-wait",
@@ -236,7 +239,8 @@ func (c config) run(ctx context.Context, getenv func(string) string, stdout io.W
 	}
 	// The rules come first: from here on no pod of this node reaches the
 	// node's own metadata service.
-	if err := redirect.Install(redirect.Rules{Metadata: c.metadata(), Agent: agent}); err != nil {
+	rules := redirect.Rules{Metadata: c.metadata(), Agent: agent}
+	if err := redirect.Install(rules); err != nil {
 		return err
 	}
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", agent.String())
@@ -246,6 +250,11 @@ func (c config) run(ctx context.Context, getenv func(string) string, stdout io.W
 	var active atomic.Bool
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return watcher.Run(ctx) })
+	g.Go(func() error {
+		return redirect.Keep(ctx, rules, rulesInterval, func() {
+			logger.WarnContext(ctx, "somebody else removed the redirection; installing it again")
+		})
+	})
 	g.Go(func() error { return c.serveProbes(ctx, &active, metrics, agent.Addr()) })
 	g.Go(func() error {
 		if !watcher.Synced(ctx) {

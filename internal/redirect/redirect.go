@@ -7,15 +7,18 @@
 //
 // The rules outlive the process that wrote them: while no agent listens, a
 // pod's connection is refused, and never reaches the node's own metadata
-// service. Only Remove takes them away. A process in the host's network is not
+// service. We take them away in Remove only; what a firewall takes away when it
+// is loaded anew, Keep writes again. A process in the host's network is not
 // led anywhere: prerouting sees only what arrives from outside.
 package redirect
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -26,6 +29,11 @@ import (
 
 // TableName is the name of our table: nothing else in the kernel is touched.
 const TableName = "lanyard-nmi"
+
+const (
+	chainPrerouting = "prerouting"
+	chainInput      = "input"
+)
 
 // beforeServices is the priority of the prerouting chain: before kube-proxy's
 // and iptables' own address translation, which sit at dstnat (-100).
@@ -96,14 +104,47 @@ func Remove(metadata netip.AddrPort) error {
 	return nil
 }
 
-// Installed reports whether the table is there.
-func Installed() (bool, error) {
+// Keep looks at the rules at this interval until ctx ends, and installs them
+// again if somebody else has taken them away: a firewall that is loaded anew
+// flushes all tables, and pods would reach the node's own metadata service from
+// then on. lost is told each time. The error is that of an Install, or nil
+// when ctx has ended.
+func Keep(ctx context.Context, r Rules, interval time.Duration, lost func()) error {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if ok, err := installed(); ok && err == nil {
+			continue
+		}
+		lost()
+		if err := Install(r); err != nil {
+			return err
+		}
+	}
+}
+
+// installed reports whether the table is there with both of its rules.
+func installed() (bool, error) {
 	c, err := nftables.New()
 	if err != nil {
 		return false, err
 	}
 	t, err := table(c)
-	return t != nil, err
+	if t == nil || err != nil {
+		return false, err
+	}
+	for _, name := range []string{chainPrerouting, chainInput} {
+		rules, err := c.GetRules(t, &nftables.Chain{Name: name, Table: t})
+		if err != nil || len(rules) == 0 {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // replace queues the whole table; the kernel takes the batch at once or not
@@ -114,12 +155,12 @@ func (r Rules) replace(c *nftables.Conn) {
 	c.DelTable(t)
 	c.AddTable(t)
 	pre := c.AddChain(&nftables.Chain{
-		Name: "prerouting", Table: t, Type: nftables.ChainTypeNAT,
+		Name: chainPrerouting, Table: t, Type: nftables.ChainTypeNAT,
 		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRef(beforeServices),
 	})
 	c.AddRule(&nftables.Rule{Table: t, Chain: pre, Exprs: join(notFromLoopback(), tcpTo(r.Metadata), dnat(r.Agent))})
 	in := c.AddChain(&nftables.Chain{
-		Name: "input", Table: t, Type: nftables.ChainTypeFilter,
+		Name: chainInput, Table: t, Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter,
 	})
 	c.AddRule(&nftables.Rule{Table: t, Chain: in, Exprs: join(notFromLoopback(), tcpTo(r.Agent), unlessTranslated(), drop())})

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	vnetns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -266,7 +267,7 @@ func TestRemoveLeavesNothingAndMayBeRepeated(t *testing.T) {
 	for range 2 {
 		must(t, n.Do(func() error { return Remove(metadata) }))
 		var there bool
-		must(t, n.Do(func() (err error) { there, err = Installed(); return err }))
+		must(t, n.Do(func() (err error) { there, err = installed(); return err }))
 		if there {
 			t.Error("the table is still there")
 		}
@@ -289,6 +290,55 @@ func TestAddressesThatCannotBeLedToAreRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			if err := Install(tt.rules); err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, want an error with %q", err, tt.want)
+			}
+		})
+	}
+}
+
+// A firewall that is loaded anew flushes what it did not write.
+func TestRulesThatSomebodyElseTookAwayComeBack(t *testing.T) {
+	for name, take := range map[string]func(*nftables.Conn, *nftables.Table){
+		"the whole ruleset": func(c *nftables.Conn, _ *nftables.Table) { c.FlushRuleset() },
+		"our table":         func(c *nftables.Conn, t *nftables.Table) { c.DelTable(t) },
+		"the rules of our table": func(c *nftables.Conn, t *nftables.Table) {
+			c.FlushTable(t)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			n.serve(t, metadata, "metadata")
+			n.serve(t, agent, "agent")
+			n.install(t)
+			ctx, cancel := context.WithCancel(t.Context())
+			losses := make(chan struct{}, 100)
+			done := make(chan error, 1)
+			go func() {
+				done <- n.Do(func() error {
+					return Keep(ctx, Rules{Metadata: metadata, Agent: agent}, 10*time.Millisecond, func() { losses <- struct{}{} })
+				})
+			}()
+			must(t, n.Do(func() error {
+				c, err := nftables.New()
+				if err != nil {
+					return err
+				}
+				take(c, &nftables.Table{Family: nftables.TableFamilyIPv4, Name: TableName})
+				return c.Flush()
+			}))
+			deadline := time.After(10 * time.Second)
+			for there := false; !there; {
+				select {
+				case <-deadline:
+					t.Fatal("the rules do not come back")
+				default:
+				}
+				must(t, n.Do(func() (err error) { there, err = installed(); return err }))
+			}
+			expect(t, n.pods[0], metadata, "agent saw 10.9.0.2")
+			cancel()
+			must(t, <-done)
+			if got := len(losses); got != 1 {
+				t.Errorf("%d losses were told, want 1", got)
 			}
 		})
 	}
