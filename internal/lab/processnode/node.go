@@ -79,6 +79,7 @@ type Node struct {
 	images map[string]image.Image
 	pods   map[types.UID]*pod
 	taken  map[netip.Addr]bool
+	last   netip.Addr     // taken last
 	all    sync.WaitGroup // pods
 }
 
@@ -304,13 +305,20 @@ func (n *Node) remove(ctx context.Context, p *corev1.Pod) {
 	}
 }
 
-// address takes a free address for a pod; give gives it back.
+// address takes a free address for a pod; give gives it back. They are taken in
+// turn: who watches pods may take one that is used again at once for that of
+// the pod that had it before.
 func (n *Node) address() (netip.Addr, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for a := n.Pods.Addr().Next(); n.Pods.Contains(a.Next()); a = a.Next() {
+	first := n.Pods.Addr().Next()
+	a := n.last
+	for range 1 << (n.Pods.Addr().BitLen() - n.Pods.Bits()) {
+		if a = a.Next(); !a.IsValid() || !n.Pods.Contains(a.Next()) { // the last one is the broadcast's
+			a = first
+		}
 		if !n.taken[a] {
-			n.taken[a] = true
+			n.taken[a], n.last = true, a
 			return a, nil
 		}
 	}

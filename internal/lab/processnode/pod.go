@@ -85,13 +85,15 @@ func (p *pod) run(ctx context.Context) {
 		if err := p.net.Close(); err != nil {
 			p.node.Logger.WarnContext(ctx, "closing a pod's network", "pod", p.object.Name, "err", err)
 		}
-		p.node.give(p.addr)
 	}
 	if err := os.RemoveAll(p.dir()); err != nil {
 		p.node.Logger.WarnContext(ctx, "removing a pod's files", "pod", p.object.Name, "err", err)
 	}
 	if object != nil {
 		p.node.remove(ctx, object)
+	}
+	if p.own {
+		p.node.give(p.addr) // not before the API server knows that it is free
 	}
 }
 

@@ -2,6 +2,8 @@ package processnode
 
 import (
 	"fmt"
+	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -85,5 +87,46 @@ func TestOnlyReadyEndpointsOfTheSamePortAreUsed(t *testing.T) {
 	want := map[string][]string{"10.96.7.7:443": {"10.244.0.2:9443", "10.244.0.4:9443"}, "10.96.7.7:80": {}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("backends (-want +got):\n%s", diff)
+	}
+}
+
+// nmi takes a pod for its address: one that is used again at once could still
+// stand for the pod that had it before.
+func TestAddressesAreTakenInTurn(t *testing.T) {
+	bridge := netip.MustParseAddr("10.0.0.1")
+	n := &Node{Config: Config{Pods: netip.MustParsePrefix("10.0.0.0/29")}, taken: map[netip.Addr]bool{bridge: true}}
+	take := func() string {
+		a, err := n.address()
+		if err != nil {
+			return err.Error()
+		}
+		return a.String()
+	}
+	var got []string
+	for range 7 { // each is given back before the next one is taken
+		a, err := n.address()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.give(a)
+		got = append(got, a.String())
+	}
+	want := []string{"10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6", "10.0.0.2", "10.0.0.3"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	got = nil
+	for range 5 {
+		got = append(got, take())
+	}
+	if diff := cmp.Diff([]string{"10.0.0.4", "10.0.0.5", "10.0.0.6", "10.0.0.2", "10.0.0.3"}, got); diff != "" {
+		t.Errorf("until all are taken (-want +got):\n%s", diff)
+	}
+	if got := take(); !strings.Contains(got, "all addresses in 10.0.0.0/29 are taken") {
+		t.Errorf("one more: %s", got)
+	}
+	n.give(netip.MustParseAddr("10.0.0.5"))
+	if got := take(); got != "10.0.0.5" {
+		t.Errorf("the only free one: %s", got)
 	}
 }
