@@ -127,13 +127,15 @@ func (c *Machines) entries(items []v1.AzureAssignedIdentity) (out []*entry, pend
 	byKey := map[string]*entry{}
 	for i := range items {
 		a := &items[i]
-		if a.Spec.AzureIdentityRef == nil {
-			continue
+		ref := a.Spec.AzureIdentityRef
+		if ref == nil {
+			ref = &v1.AzureIdentity{}
 		}
-		id, err := binding.ManagedIdentity(a.Spec.AzureIdentityRef)
-		if err != nil {
+		id, err := binding.ManagedIdentity(ref)
+		if err != nil && a.DeletionTimestamp.IsZero() {
 			continue // never created by this controller
 		}
+		// One that names no identity (id is the root) has only to be let go.
 		e := byKey[id.Key()]
 		if e == nil {
 			e = &entry{id: id}
@@ -154,7 +156,7 @@ func (c *Machines) entries(items []v1.AzureAssignedIdentity) (out []*entry, pend
 			e.added = e.added || a.Status.Status != v1.AssignedIDCreated
 		}
 		e.pinned = e.pinned || slices.ContainsFunc(c.ImmutableClientIDs, func(id string) bool {
-			return azure.Fold(id) == azure.Fold(a.Spec.AzureIdentityRef.Spec.ClientID)
+			return azure.Fold(id) == azure.Fold(ref.Spec.ClientID)
 		})
 	}
 	slices.SortFunc(out, func(a, b *entry) int { return cmp.Compare(a.id.Key(), b.id.Key()) })
@@ -289,7 +291,7 @@ func (c *Machines) wanted(ctx context.Context, machine azure.ResourceID, e *entr
 		return fmt.Errorf("updating AzureAssignedIdentity %s/%s: %w", a.Namespace, a.Name, err)
 	}
 	if first {
-		c.event(a, corev1.EventTypeNormal, eventApplied, "Assign", fmt.Sprintf("Binding %s applied on node %s for pod %s", a.Spec.AzureBindingRef.Name, a.Spec.NodeName, a.Name))
+		c.event(a, corev1.EventTypeNormal, eventApplied, "Assign", fmt.Sprintf("Binding %s applied on node %s for pod %s", bindingName(a), a.Spec.NodeName, a.Name))
 	}
 	return nil
 }
@@ -304,7 +306,7 @@ func (c *Machines) leave(ctx context.Context, machine azure.ResourceID, e *entry
 	if err := c.Client.Patch(ctx, next, client.MergeFrom(a)); ignoreGone(err) != nil {
 		return fmt.Errorf("releasing AzureAssignedIdentity %s/%s: %w", a.Namespace, a.Name, err)
 	}
-	c.event(a, corev1.EventTypeNormal, eventRemoved, "Unassign", fmt.Sprintf("Binding %s removed from node %s for pod %s", a.Spec.AzureBindingRef.Name, a.Spec.NodeName, a.Name))
+	c.event(a, corev1.EventTypeNormal, eventRemoved, "Unassign", fmt.Sprintf("Binding %s removed from node %s for pod %s", bindingName(a), a.Spec.NodeName, a.Name))
 	return nil
 }
 
@@ -313,6 +315,14 @@ func (c *Machines) event(a *v1.AzureAssignedIdentity, kind, reason, action, note
 	if a.Spec.AzureBindingRef != nil {
 		c.Events.Eventf(a.Spec.AzureBindingRef, nil, kind, reason, action, "%s", clip(note))
 	}
+}
+
+// bindingName is empty for an assignment that somebody wrote without one.
+func bindingName(a *v1.AzureAssignedIdentity) string {
+	if a.Spec.AzureBindingRef == nil {
+		return ""
+	}
+	return a.Spec.AzureBindingRef.Name
 }
 
 // clip keeps a note within the limit of an event (1024 bytes).

@@ -369,6 +369,35 @@ func TestAssignmentsOfPodIdentityV1AreTakenOver(t *testing.T) {
 	w.awaitCloud(c, w.set, "")
 }
 
+// Anybody with the right may write one by hand, and the schema requires little.
+func TestAssignmentsThatLackWhatOursHaveAreLetGo(t *testing.T) {
+	w, c := newWorld(t), &cloud{}
+	id, _ := w.bind("i")
+	kind := metav1.TypeMeta{APIVersion: "aadpodidentity.k8s.io/v1", Kind: "AzureIdentity"}
+	for name, ref := range map[string]*v1.AzureIdentity{
+		"without an identity":                 nil,
+		"with an identity that is none":       {TypeMeta: kind, ObjectMeta: metav1.ObjectMeta{Namespace: w.ns, Name: "x"}, Spec: v1.AzureIdentitySpec{ResourceID: "x"}},
+		"with an identity, without a binding": {TypeMeta: kind, ObjectMeta: metav1.ObjectMeta{Namespace: id.Namespace, Name: id.Name}, Spec: id.Spec},
+	} {
+		w.make(&v1.AzureAssignedIdentity{
+			ObjectMeta: metav1.ObjectMeta{
+				Namespace: w.ns, Name: strings.ReplaceAll(strings.ReplaceAll(name, " ", "-"), ",", ""), Finalizers: []string{v1.AssignedFinalizer},
+				Annotations: map[string]string{"aadpodidentity.k8s.io/machine": w.set},
+			},
+			Spec: v1.AzureAssignedIdentitySpec{Pod: "nobody", PodNamespace: w.ns, NodeName: w.node, AzureIdentityRef: ref},
+		})
+	}
+	w.run(c)
+	w.eventually(func() error {
+		left, err := w.assigned(w.ns, "nobody")
+		var names []string
+		for _, a := range left {
+			names = append(names, a.Name)
+		}
+		return errors.Join(err, differ("left", strings.Join(names, " "), ""))
+	})
+}
+
 func TestAMachineThatIsGoneHoldsNothingBack(t *testing.T) {
 	w, c := newWorld(t), &cloud{}
 	w.run(c)
