@@ -22,10 +22,9 @@ import (
 
 // Codes of the error member, as Azure spells them.
 const (
-	CodeInvalidRequest     = "invalid_request"
-	CodeInvalidResource    = "invalid_resource"
-	CodeUnauthorizedClient = "unauthorized_client"
-	CodeUnknown            = "unknown"
+	CodeInvalidRequest  = "invalid_request"
+	CodeInvalidResource = "invalid_resource"
+	CodeUnknown         = "unknown"
 )
 
 // DescriptionNoHeader answers a request without the Metadata header. SDKs look
