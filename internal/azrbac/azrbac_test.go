@@ -313,6 +313,7 @@ func BenchmarkEvaluate(b *testing.B) {
 		assignments = append(assignments, Assignment{ID: fmt.Sprint(i), PrincipalID: fmt.Sprint(i % 50), RoleID: definitions[i%len(definitions)].ID, Scope: rg})
 	}
 	request := Request{[]string{"7", "8", "9"}, get, true, secret}
+	b.ReportAllocs()
 	for b.Loop() {
 		Evaluate(request, assignments, definitions)
 	}
