@@ -45,7 +45,7 @@ const SubscriptionID = "11111111-2222-3333-4444-555555555555"
 
 // A Cloud is a running cloud with a tenant, a subscription, and its owner, an application with a client secret.
 type Cloud struct {
-	T            *testing.T
+	T            testing.TB
 	DB           *state.DB
 	Login        *login.Server
 	Management   *management.Server
@@ -63,7 +63,7 @@ type Cloud struct {
 }
 
 // New starts a cloud; it ends with the test.
-func New(t *testing.T) *Cloud {
+func New(t testing.TB) *Cloud {
 	t.Helper()
 	db, err := state.Open(filepath.Join(t.TempDir(), "state.db"))
 	if err != nil {

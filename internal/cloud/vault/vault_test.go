@@ -36,7 +36,7 @@ type fixture struct {
 	officerSP directory.ServicePrincipal
 }
 
-func newFixture(t *testing.T) *fixture {
+func newFixture(t testing.TB) *fixture {
 	t.Helper()
 	f := &fixture{Cloud: cloudtest.New(t)}
 	s := &vault.Server{DB: f.DB, Verify: f.Login.Verify, Now: f.Now, Logger: f.Logger()}
