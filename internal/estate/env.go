@@ -22,12 +22,18 @@ type Env []Var
 // CloudEnv returns the variables that point clients at a local cloud: proxy
 // is the address of its CONNECT proxy, ca the file of its certificate
 // authority, azureConfig a directory for az that keeps the user's own
-// settings out of it.
+// settings out of it. The proxy has two spellings: where a shell has both,
+// curl and Python obey the small one, and would take the cloud's credentials
+// to the real Azure.
 func CloudEnv(proxy, ca, azureConfig string) Env {
+	url, direct := "http://"+proxy, "127.0.0.1,localhost,"+azure.AddressMetadata
 	return Env{
-		{"HTTPS_PROXY", "http://" + proxy},
-		{"NO_PROXY", "127.0.0.1,localhost," + azure.AddressMetadata},
+		{"HTTPS_PROXY", url},
+		{"https_proxy", url},
+		{"NO_PROXY", direct},
+		{"no_proxy", direct},
 		{"SSL_CERT_FILE", ca},       // Go, OpenSSL
+		{"CURL_CA_BUNDLE", ca},      // curl, which asks it before SSL_CERT_FILE
 		{"NODE_EXTRA_CA_CERTS", ca}, // node
 		{"REQUESTS_CA_BUNDLE", ca},  // Python, az
 		{"AZURE_CONFIG_DIR", azureConfig},
