@@ -21,6 +21,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -197,8 +198,21 @@ func (c *Cloud) handler(host string) http.Handler {
 	return c.hosts[host]
 }
 
+// notServed answers in the form that clients of Azure print; az, which asks
+// Graph, ends in a traceback if an error is not JSON.
 func (c *Cloud) notServed(w http.ResponseWriter, r *http.Request) {
-	plain(w, http.StatusNotFound, fmt.Sprintf("this local cloud does not serve %q; it serves %s", clip(r.Host), c.served()))
+	var body struct {
+		Error struct {
+			Code    string `json:"code"`
+			Message string `json:"message"`
+		} `json:"error"`
+	}
+	body.Error.Code = "HostNotServed"
+	body.Error.Message = fmt.Sprintf("this local cloud does not serve %s; it serves %s", clip(r.Host), c.served())
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(http.StatusNotFound)
+	_ = json.NewEncoder(w).Encode(body) // the client is gone: nobody is left to tell
 }
 
 // served lists the hosts for people.
