@@ -208,7 +208,7 @@ func linkKubectl(stateDir, binDir string) (string, error) {
 		return "", err
 	}
 	link := filepath.Join(tools, "kubectl")
-	if err := os.Remove(link); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := removeLink(link); err != nil {
 		return "", err
 	}
 	return tools, os.Symlink(filepath.Join(binDir, "kube"), link)

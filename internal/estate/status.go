@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -64,13 +65,32 @@ const (
 	auditPolicyFile = "audit-policy.yaml"
 )
 
+// removeOwn removes these, and nothing else: the directory is one that a person
+// chose, and may have held something of that name before.
 func removeOwn(dir string) error {
-	for _, name := range []string{toolsDir, auditPolicyFile} {
-		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
-			return err
-		}
+	tools := filepath.Join(dir, toolsDir)
+	err := removeLink(filepath.Join(tools, "kubectl"))
+	_ = os.Remove(tools) // fails when somebody else keeps something there, as is their right
+	file := filepath.Join(dir, auditPolicyFile)
+	if text, readErr := os.ReadFile(file); readErr == nil && string(text) == auditPolicy {
+		err = errors.Join(err, os.Remove(file))
 	}
-	return nil
+	return err
+}
+
+// removeLink refuses to remove anything but a symbolic link. That there is
+// nothing is no error.
+func removeLink(file string) error {
+	info, err := os.Lstat(file)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.Mode().Type() != fs.ModeSymlink:
+		return fmt.Errorf("%s is not of a lab: choose another state directory", file)
+	}
+	return os.Remove(file)
 }
 
 func notUp(dir string, err error) error {
@@ -94,5 +114,8 @@ func writeAuditPolicy(stateDir string) (string, error) {
 		return "", fmt.Errorf("making the state directory: %w", err)
 	}
 	file := filepath.Join(stateDir, auditPolicyFile)
+	if text, err := os.ReadFile(file); err == nil && string(text) != auditPolicy {
+		return "", fmt.Errorf("%s is not of a lab: name it with --audit-policy, or choose another state directory", file)
+	}
 	return file, os.WriteFile(file, []byte(auditPolicy), 0o600)
 }
