@@ -15,7 +15,8 @@ STATE   ?= $(CURDIR)/.lab
 TOOL    := go tool -modfile=go.tools.mod
 
 # The packages that import Kubernetes cost minutes under the race detector: they get it in `make presubmit` only.
-RACE := ./internal/azure/... ./internal/azrbac/... ./internal/binding/... ./internal/imds/... ./internal/oidc/... ./internal/token/... ./internal/entra/... ./internal/cloud/...
+RACE := ./api/workloadidentity ./cmd/workload ./deploy ./internal/azure/... ./internal/azrbac/... ./internal/binding/... ./internal/cloud/... \
+	./internal/entra/... ./internal/imds/... ./internal/lab/image ./internal/lab/netns ./internal/lab/process ./internal/oidc/... ./internal/redirect/... ./internal/token/...
 
 ##@ Start here
 
