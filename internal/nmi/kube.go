@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -32,6 +34,7 @@ const (
 type Watcher struct {
 	cache           cache.Cache
 	forceNamespaced bool
+	now             func() time.Time
 
 	mu      sync.Mutex
 	changed chan struct{}
@@ -59,7 +62,7 @@ func NewWatcher(ctx context.Context, c WatcherConfig) (*Watcher, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &Watcher{forceNamespaced: c.ForceNamespaced, changed: make(chan struct{})}
+	w := &Watcher{forceNamespaced: c.ForceNamespaced, now: time.Now, changed: make(chan struct{})}
 	w.cache, err = cache.New(c.Kubernetes, cache.Options{
 		Scheme: s,
 		ByObject: map[client.Object]cache.ByObject{
@@ -141,13 +144,19 @@ func (w *Watcher) PodByIP(ctx context.Context, ip netip.Addr) (binding.Pod, erro
 	if err := w.cache.List(ctx, &pods, client.MatchingFields{podsByIP: ip.String()}, client.UnsafeDisableDeepCopy); err != nil {
 		return binding.Pod{}, fmt.Errorf("looking for the pod with the address %s: %w", ip, err)
 	}
-	switch len(pods.Items) {
+	// A pod whose time to end is over has ended, even if the API server does
+	// not say so yet: its address may be another's already.
+	now := w.now()
+	alive := slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool {
+		return p.DeletionTimestamp != nil && p.DeletionTimestamp.Time.Before(now)
+	})
+	switch len(alive) {
 	case 1:
-		return podOf(&pods.Items[0]), nil
+		return podOf(&alive[0]), nil
 	case 0:
 		return binding.Pod{}, &UnknownPodError{IP: ip, Why: "no running pod outside the host network has it", Wait: true}
 	default:
-		return binding.Pod{}, &UnknownPodError{IP: ip, Why: fmt.Sprintf("%d running pods have it", len(pods.Items)), Wait: true}
+		return binding.Pod{}, &UnknownPodError{IP: ip, Why: fmt.Sprintf("%d running pods have it", len(alive)), Wait: true}
 	}
 }
 

@@ -134,6 +134,30 @@ func TestAPodIsFoundByItsOwnAddressOnly(t *testing.T) {
 	}
 }
 
+func TestAPodWhoseTimeIsOverHasNoAddress(t *testing.T) {
+	w := newWorld(t)
+	p := w.pod(t, "ending", "n1", "10.1.3.1")
+	if err := w.Delete(t.Context(), p, client.GracePeriodSeconds(30)); err != nil {
+		t.Fatal(err)
+	}
+	ip := netip.MustParseAddr("10.1.3.1")
+	labtest.Eventually(t, t.Context(), func() error { // it may still need tokens to end well
+		got, err := w.PodByIP(t.Context(), ip)
+		if err != nil || got.Name != "ending" {
+			return fmt.Errorf("while it ends: %+v, %v", got, err)
+		}
+		return nil
+	})
+	w.now = func() time.Time { return time.Now().Add(time.Minute) }
+	labtest.Eventually(t, t.Context(), func() error { // once the watch has told of the deletion
+		var unknown *UnknownPodError
+		if got, err := w.PodByIP(t.Context(), ip); !errors.As(err, &unknown) {
+			return fmt.Errorf("after its time: %+v, %v", got, err)
+		}
+		return nil
+	})
+}
+
 func TestAChangeOfTheAssignmentIsToldAndSeen(t *testing.T) {
 	w := newWorld(t)
 	p := w.pod(t, "p", "n1", "10.1.1.1")
