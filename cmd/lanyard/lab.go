@@ -182,6 +182,14 @@ func labUpCommand() *cobra.Command {
 	return cmd
 }
 
+// program is how a person called this one, ready to paste.
+func program() string {
+	if strings.ContainsAny(os.Args[0], " '\"$`\\;&|<>()*?[]#~\t\n") {
+		return estate.Quote(os.Args[0])
+	}
+	return os.Args[0]
+}
+
 // stopLab stops a lab, even when ctx has ended.
 func stopLab(ctx context.Context, l *estate.Estate) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
@@ -203,7 +211,7 @@ func announce(cmd *cobra.Command, state, output string) error {
 export KUBECONFIG=%s
 eval "$(%s lab env --state %s)"
 %s lab down --state %s
-`, estate.Quote(status.Kubeconfig), os.Args[0], estate.Quote(state), os.Args[0], estate.Quote(state))
+`, estate.Quote(status.Kubeconfig), program(), estate.Quote(state), program(), estate.Quote(state))
 	return nil
 }
 

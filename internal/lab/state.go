@@ -7,12 +7,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -230,11 +232,11 @@ func writeFile(file string, content []byte) error {
 
 func readState(dir string) (State, error) {
 	var s State
-	b, err := os.ReadFile(filepath.Join(dir, stateFile))
+	file := filepath.Join(dir, stateFile)
+	b, err := readOwn(file)
 	if err != nil {
 		return s, fmt.Errorf("reading the lab's state: %w", err)
 	}
-	file := filepath.Join(dir, stateFile)
 	if err := json.Unmarshal(b, &s); err != nil {
 		return State{}, fmt.Errorf("reading the lab's state: %s: %w", file, err)
 	}
@@ -242,6 +244,24 @@ func readState(dir string) (State, error) {
 		return State{}, fmt.Errorf("%s is not the state of a lab: choose another state directory", file)
 	}
 	return s, nil
+}
+
+// readOwn reads a file of the user who asks: it names processes to end, which
+// must not be another user's to choose.
+func readOwn(file string) ([]byte, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if owner := info.Sys().(*syscall.Stat_t).Uid; int(owner) != os.Geteuid() {
+		return nil, fmt.Errorf("%s belongs to user %d: only that user can use this lab", file, owner)
+	}
+	return io.ReadAll(f)
 }
 
 // Publish adds a value to the state for those who use the lab from other

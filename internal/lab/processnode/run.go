@@ -217,11 +217,6 @@ func (c *container) command(ctx context.Context) (*exec.Cmd, error) {
 }
 
 func (p *pod) source(m corev1.VolumeMount) string {
-	for _, v := range p.object.Spec.Volumes {
-		if v.Name == m.Name && v.HostPath != nil {
-			return filepath.Join(v.HostPath.Path, m.SubPath)
-		}
-	}
 	return filepath.Join(p.volume(m.Name), filepath.Clean("/"+m.SubPath))
 }
 

@@ -24,7 +24,6 @@ func (p *pod) fill(ctx context.Context) (renew time.Time, err error) {
 		switch {
 		case v.EmptyDir != nil:
 			err = os.Chmod(dir, 0o777)
-		case v.HostPath != nil: // bound directly
 		case v.Secret != nil:
 			err = p.secret(ctx, dir, v.Secret.SecretName, v.Secret.Items, v.Secret.Optional)
 		case v.ConfigMap != nil:
