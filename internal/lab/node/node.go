@@ -100,7 +100,11 @@ func (n *Node) start(ctx context.Context, starter Starter, self []string) error 
 	}
 	launched = true
 	go n.watch(json.NewDecoder(stdout))
-	if err := json.NewEncoder(n.stdin).Encode(n.cfg); err != nil {
+	err = json.NewEncoder(n.stdin).Encode(n.cfg)
+	if errors.Is(err, syscall.EPIPE) {
+		err = nil // it has ended already: await says why
+	}
+	if err != nil {
 		return fmt.Errorf("configuring the node: %w", err)
 	}
 	return n.await(ctx, "containerd")
