@@ -135,7 +135,7 @@ func (c *ControlPlane) watch(stdout, stderr io.Reader) {
 			last = append(last, line)
 			last = last[max(0, len(last)-20):]
 			if step, ok := strings.CutPrefix(line, "kube server: "); ok && c.cfg.Progress != nil {
-				c.cfg.Progress(strings.TrimSpace(step))
+				c.cfg.Progress(untimed(step))
 			}
 		}
 		// A line beyond all measure: the pipe must not fill up.
@@ -192,4 +192,14 @@ func (c *ControlPlane) stop(ctx context.Context) error {
 	}
 	<-c.done
 	return errors.Join(err, os.RemoveAll(c.cfg.Dir))
+}
+
+// untimed is a step of the server without the time since its own start: whoever
+// tells of the steps counts from another instant.
+func untimed(step string) string {
+	step = strings.TrimSpace(step)
+	if seconds, rest, ok := strings.Cut(step, " s "); ok && strings.Trim(seconds, "0123456789.") == "" {
+		return strings.TrimSpace(rest)
+	}
+	return step
 }
