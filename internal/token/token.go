@@ -1,5 +1,6 @@
 // Package token defines what an access token is to every component: the value,
-// the question that yields it, and the one interface by which they ask.
+// the question that yields it, the one interface by which they ask, and the
+// Cache that asks an upstream no more often than needed.
 //
 // A Token never shows its secret by accident: slog and fmt print it redacted.
 package token

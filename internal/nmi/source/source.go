@@ -1,0 +1,144 @@
+// Package source gets, for the node agent, the tokens of every kind of
+// AzureIdentity.
+//
+//	Tokens(identity, resource)
+//	   type 0     ── cache by resource id ── the node's metadata service
+//	   types 1, 2 ── cache by identity, tenant and resource
+//	                   ── secrets      the Secret, watched while it is in use
+//	                   ── credential   the newest that works
+//	                   ── entra        the tenant's token endpoint
+//	Metadata(request)  ── cache ── the node's metadata service, for pods with an exception
+//
+// It decides nothing: whether a pod may have the identity is settled before,
+// for every request. Errors that a caller may see are *imds.Error values.
+package source
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+
+	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
+	"github.com/lanyard-id/lanyard/internal/imds"
+	"github.com/lanyard-id/lanyard/internal/token"
+)
+
+// The metadata service's limits for tokens are 20 requests a second and 5 at a
+// time per machine (Azure documentation); other programs of the node need some.
+const (
+	metadataRate        = 18
+	metadataConcurrency = 4
+	metadataRefusedMax  = 10 * time.Second // an identity may be put on the machine any moment
+)
+
+// A Source gets tokens for one node. Machine must be set. Its zero limits are
+// those of token.Cache. It must not be copied.
+type Source struct {
+	// Machine is the node's own metadata service.
+	Machine token.Source
+	// Secrets reads the Secrets of service principals; nil refuses them.
+	Secrets typedcorev1.SecretsGetter
+	// CrossNamespaceSecrets lets an AzureIdentity name a Secret of a namespace
+	// that is not its own.
+	CrossNamespaceSecrets bool
+	// Resources are fetched by Prefetch besides those that were asked for here.
+	Resources []string
+	// Patience is how long a request without a cached token waits.
+	Patience time.Duration
+	// Report is told when a new credential of an identity is refused while the
+	// old one serves on, or warned of, and with a nil error when it works.
+	// nil means nothing.
+	Report func(id *v1.AzureIdentity, err error)
+	// Observe is told of every request upstream. nil means nothing.
+	Observe func(Operation)
+	// Cached is told whether a request was answered from memory. nil means nothing.
+	Cached func(hit bool)
+
+	Now    func() time.Time // nil means time.Now
+	Logger *slog.Logger     // nil means slog.Default
+
+	once    sync.Once
+	machine *token.Cache[token.Request]
+}
+
+// An Operation is one request to an upstream, under v1's names.
+type Operation struct {
+	Type string // adal_token_msi, adal_token_msi_userassignedid, adal_token or get_secret
+	Took time.Duration
+	Err  error
+}
+
+// The types of operations: v1's values of the label operation_type.
+const (
+	OperationMSI          = "adal_token_msi"                // the metadata service, default identity
+	OperationUserAssigned = "adal_token_msi_userassignedid" // the metadata service, a named identity
+	OperationEntra        = "adal_token"                    // a tenant's token endpoint
+	OperationSecret       = "get_secret"
+)
+
+// Run keeps what is cached fresh until ctx ends, and then ends everything that
+// runs in the background. A Source works without Run too.
+func (s *Source) Run(ctx context.Context) error {
+	s.init()
+	return s.machine.Run(ctx)
+}
+
+// Tokens returns the tokens of an identity for a resource: one, or with
+// auxiliaryTenantIDs one per tenant, the primary first. Errors are *imds.Error
+// values or wrap the context's error.
+func (s *Source) Tokens(ctx context.Context, id *v1.AzureIdentity, resource string) ([]token.Token, error) {
+	s.init()
+	switch id.Spec.Type {
+	case v1.UserAssignedMSI:
+		// By resource id, because that is what mic was allowed to assign: an
+		// AzureIdentity that pairs its own resource id with a foreign client
+		// id must not get the foreign token.
+		t, err := s.Metadata(ctx, token.Request{ResourceID: id.Spec.ResourceID, Resource: resource})
+		if err != nil {
+			return nil, err
+		}
+		return []token.Token{t}, nil
+	default:
+		return nil, unusable("AzureIdentity %s/%s has type %d, which does not exist: set spec.type to 0, 1 or 2", id.Namespace, id.Name, id.Spec.Type)
+	}
+}
+
+// Metadata asks the node's metadata service, for pods with an exception.
+func (s *Source) Metadata(ctx context.Context, r token.Request) (token.Token, error) {
+	s.init()
+	t, err := s.machine.Token(ctx, r)
+	if err != nil {
+		return token.Token{}, answer(err)
+	}
+	return t, nil
+}
+
+// Prefetch begins to fetch the tokens that a pod with this identity will ask
+// for, and forgets that they were refused before. It does not wait.
+func (s *Source) Prefetch(ctx context.Context, id *v1.AzureIdentity) {
+	s.init()
+	for _, resource := range s.Resources {
+		if id.Spec.Type == v1.UserAssignedMSI {
+			s.machine.Prefetch(ctx, token.Request{ResourceID: id.Spec.ResourceID, Resource: resource})
+		}
+	}
+}
+
+func (s *Source) init() {
+	s.once.Do(func() {
+		s.machine = &token.Cache[token.Request]{
+			Fetch:       s.Machine.Token,
+			Judge:       judge,
+			Concurrency: metadataConcurrency, Rate: metadataRate, RefusedMax: metadataRefusedMax,
+			Patience: s.Patience, Now: s.Now,
+		}
+	})
+}
+
+func unusable(format string, args ...any) error {
+	return &imds.Error{Status: 503, Code: imds.CodeInvalidRequest, Description: fmt.Sprintf(format, args...)}
+}
