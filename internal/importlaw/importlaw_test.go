@@ -28,7 +28,7 @@ var layers = []struct {
 }{
 	{"api", []string{"api", "deploy"}},
 	{"rules", []string{"internal/azure", "internal/azrbac", "internal/binding"}},
-	{"protocols", []string{"internal/imds", "internal/oidc", "internal/token", "internal/entra", "internal/redirect"}},
+	{"protocols", []string{"internal/imds", "internal/oidc", "internal/token", "internal/entra", "internal/credential", "internal/redirect", "internal/sandbox"}},
 	{"components", []string{"internal/mic", "internal/nmi", "internal/webhook"}},
 	{"cloud", []string{"internal/cloud"}},
 	{"lab", []string{"internal/lab"}},
