@@ -14,7 +14,7 @@ import (
 
 	"github.com/lanyard-id/lanyard/internal/azure"
 	"github.com/lanyard-id/lanyard/internal/cloud/directory"
-	"github.com/lanyard-id/lanyard/internal/cloud/management"
+	"github.com/lanyard-id/lanyard/internal/cloud/management/arm"
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
 )
 
@@ -298,7 +298,7 @@ func (s *seeder) subscription(ctx context.Context) error {
 	if s.out.SubscriptionID == "" {
 		s.out.SubscriptionID = derived(s.out.Tenant.ID, "subscription")
 	}
-	return s.management.CreateSubscription(ctx, management.Subscription{
+	return s.management.CreateSubscription(ctx, arm.Subscription{
 		ID: s.out.SubscriptionID, TenantID: s.out.Tenant.ID, DisplayName: s.seed.SubscriptionName,
 	}, s.out.Operator.PrincipalID)
 }

@@ -37,6 +37,7 @@ import (
 	"github.com/lanyard-id/lanyard/internal/cloud/directory"
 	"github.com/lanyard-id/lanyard/internal/cloud/login"
 	"github.com/lanyard-id/lanyard/internal/cloud/management"
+	provider "github.com/lanyard-id/lanyard/internal/cloud/management/arm"
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
 )
 
@@ -82,7 +83,7 @@ func New(t testing.TB) *Cloud {
 		c.OwnerSP, c.secret, err = application(tx, "owner", c.Now())
 		return err
 	})
-	if err := c.Management.CreateSubscription(t.Context(), management.Subscription{ID: c.Subscription, TenantID: c.Tenant.ID, DisplayName: "Demo"}, c.OwnerSP.ID); err != nil {
+	if err := c.Management.CreateSubscription(t.Context(), provider.Subscription{ID: c.Subscription, TenantID: c.Tenant.ID, DisplayName: "Demo"}, c.OwnerSP.ID); err != nil {
 		t.Fatal(err)
 	}
 	c.start()

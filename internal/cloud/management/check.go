@@ -5,9 +5,12 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/lanyard-id/lanyard/internal/azrbac"
 	"github.com/lanyard-id/lanyard/internal/azure"
 	"github.com/lanyard-id/lanyard/internal/cloud/directory"
+	"github.com/lanyard-id/lanyard/internal/cloud/management/arm"
+	"github.com/lanyard-id/lanyard/internal/cloud/management/compute"
+	"github.com/lanyard-id/lanyard/internal/cloud/management/roles"
+	"github.com/lanyard-id/lanyard/internal/cloud/management/vaults"
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
 )
 
@@ -18,6 +21,7 @@ import (
 //   - every managed identity has its principal, and every principal of a managed identity its resource
 //   - every vault name leads to a vault and every vault has its name
 //   - every assignment names a role and a scope that exist, and no triple is assigned twice
+//   - every machine that is being changed has its operation
 //   - every identity of a machine is one that exists, or one whose principal is gone
 func Check(tx *state.Tx) error {
 	k := checker{tx: tx}
@@ -26,6 +30,7 @@ func Check(tx *state.Tx) error {
 	k.principals()
 	k.vaultNames()
 	k.assignments()
+	k.note(compute.Check(tx))
 	return errors.Join(k.problems...)
 }
 
@@ -45,20 +50,11 @@ func (k *checker) note(err error) bool {
 	return err != nil
 }
 
-func exists[T any](k *checker, bucket, key string) bool {
-	_, found, err := state.Get[T](k.tx, bucket, key)
-	k.note(err)
-	return found
-}
-
 func (k *checker) groups() {
-	keys, err := state.Keys(k.tx, bucketGroups, "")
+	keys, groups, err := arm.AllGroups(k.tx)
 	k.note(err)
-	for _, key := range keys {
-		g, _, err := state.Get[Group](k.tx, bucketGroups, key)
-		if k.note(err) {
-			continue
-		}
+	for i, g := range groups {
+		key := keys[i]
 		id, err := azure.ParseResourceID(g.ID)
 		if k.note(err) {
 			continue
@@ -66,28 +62,25 @@ func (k *checker) groups() {
 		if id.Key() != key || id.ResourceGroup == "" || id.Provider != "" {
 			k.add("group %s is stored under %s", g.ID, key)
 		}
-		if !exists[Subscription](k, bucketSubscriptions, azure.Fold(id.SubscriptionID)) {
+		if !k.subscription(id.SubscriptionID) {
 			k.add("group %s: its subscription does not exist", g.ID)
 		}
 	}
 }
 
 func (k *checker) resources() {
-	keys, err := state.Keys(k.tx, bucketResources, "")
+	keys, all, err := arm.AllResources(k.tx)
 	k.note(err)
-	for _, key := range keys {
-		r, _, err := state.Get[Resource](k.tx, bucketResources, key)
-		if k.note(err) {
-			continue
-		}
-		id, err := r.id()
+	for i, r := range all {
+		key := keys[i]
+		id, err := r.ResourceID()
 		if k.note(err) {
 			continue
 		}
 		if id.Key() != key {
 			k.add("resource %s is stored under %s", r.ID, key)
 		}
-		if !exists[Group](k, bucketGroups, azure.Group(id.SubscriptionID, id.ResourceGroup).Key()) {
+		if !k.group(id) {
 			k.add("resource %s: its group does not exist", r.ID)
 		}
 		switch {
@@ -98,7 +91,7 @@ func (k *checker) resources() {
 				k.add("identity %s: its principal %q is missing or another's", r.ID, r.PrincipalID)
 			}
 		case id.Is(azure.TypeVault):
-			if v, found, err := FindVault(k.tx, id.Name()); k.note(err) || !found || v.ID.Key() != key {
+			if v, found, err := vaults.Find(k.tx, id.Name()); k.note(err) || !found || v.ID.Key() != key {
 				k.add("vault %s cannot be found by its name", r.ID)
 			}
 		}
@@ -106,7 +99,7 @@ func (k *checker) resources() {
 	}
 }
 
-func (k *checker) machine(r Resource) {
+func (k *checker) machine(r arm.Resource) {
 	if r.Identity == nil {
 		return
 	}
@@ -140,7 +133,11 @@ func (k *checker) principals() {
 		if sp.Type != directory.TypeManagedIdentity {
 			continue
 		}
-		r, found, err := state.Get[Resource](k.tx, bucketResources, azure.Fold(sp.ResourceID))
+		id, err := azure.ParseResourceID(sp.ResourceID)
+		if k.note(err) {
+			continue
+		}
+		r, found, err := arm.FindResource(k.tx, id)
 		k.note(err)
 		if !found || r.PrincipalID != sp.ID && (r.Identity == nil || r.Identity.SystemPrincipalID != sp.ID) {
 			k.add("principal %s: its resource %s does not know it", sp.ID, sp.ResourceID)
@@ -149,29 +146,47 @@ func (k *checker) principals() {
 }
 
 func (k *checker) vaultNames() {
-	names, err := state.Keys(k.tx, bucketVaultNames, "")
-	k.note(err)
-	for _, name := range names {
-		key, _, err := state.Get[string](k.tx, bucketVaultNames, name)
-		k.note(err)
-		if !strings.HasSuffix(key, "/vaults/"+name) || !exists[Resource](k, bucketResources, key) {
+	k.note(vaults.Names(k.tx, func(name, key string) {
+		id, err := azure.ParseResourceID(key)
+		if k.note(err) {
+			return
+		}
+		if !strings.HasSuffix(key, "/vaults/"+name) || !k.resource(id) {
 			k.add("vault name %s leads to %s, which does not exist", name, key)
 		}
-	}
+	}))
+}
+
+func (k *checker) subscription(id string) bool {
+	_, found, err := arm.FindSubscription(k.tx, id)
+	k.note(err)
+	return found
+}
+
+func (k *checker) group(id azure.ResourceID) bool {
+	_, found, err := arm.FindGroup(k.tx, id)
+	k.note(err)
+	return found
+}
+
+func (k *checker) resource(id azure.ResourceID) bool {
+	_, found, err := arm.FindResource(k.tx, id)
+	k.note(err)
+	return found
 }
 
 func (k *checker) assignments() {
-	definitions, err := state.List[azrbac.Definition](k.tx, bucketDefinitions, "")
+	definitions, err := roles.Definitions(k.tx)
 	k.note(err)
-	roles := map[string]bool{}
-	for _, d := range append(azrbac.BuiltIn(), definitions...) {
-		roles[d.ID] = true
+	known := map[string]bool{}
+	for _, d := range definitions {
+		known[d.ID] = true
 	}
-	all, err := state.List[Assignment](k.tx, bucketAssignments, "")
+	all, err := roles.Assignments(k.tx)
 	k.note(err)
 	seen := map[[3]string]string{}
 	for _, a := range all {
-		if k.note(a.check(roles)) {
+		if k.note(a.Check(known)) {
 			continue
 		}
 		triple := [3]string{a.RoleID, a.PrincipalID, azure.Fold(a.Scope)}
@@ -186,10 +201,10 @@ func (k *checker) assignments() {
 		for len(scope.Types) > 1 {
 			scope = scope.Parent()
 		}
-		if scope.Provider != "" && scope.ResourceGroup != "" && !exists[Resource](k, bucketResources, scope.Key()) {
+		if scope.Provider != "" && scope.ResourceGroup != "" && !k.resource(scope) {
 			k.add("assignment %s: its scope %s does not exist", a.Name, a.Scope)
 		}
-		if scope.ResourceGroup != "" && !exists[Group](k, bucketGroups, azure.Group(scope.SubscriptionID, scope.ResourceGroup).Key()) {
+		if scope.ResourceGroup != "" && !k.group(scope) {
 			k.add("assignment %s: the group of %s does not exist", a.Name, a.Scope)
 		}
 	}

@@ -10,20 +10,22 @@ import (
 	"github.com/lanyard-id/lanyard/internal/cloud/cloudtest"
 	"github.com/lanyard-id/lanyard/internal/cloud/directory"
 	"github.com/lanyard-id/lanyard/internal/cloud/management"
+	"github.com/lanyard-id/lanyard/internal/cloud/management/arm"
+	"github.com/lanyard-id/lanyard/internal/cloud/management/roles"
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
 )
 
 func TestCreateSubscription(t *testing.T) {
 	c := cloudtest.New(t)
 	sp, _ := c.Application("intruder")
-	again := management.Subscription{ID: strings.ToUpper(c.Subscription), TenantID: c.Tenant.ID, DisplayName: "x"}
+	again := arm.Subscription{ID: strings.ToUpper(c.Subscription), TenantID: c.Tenant.ID, DisplayName: "x"}
 	if err := c.Management.CreateSubscription(t.Context(), again, sp.ID); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Management.Do(t.Context(), c.As(sp), "GET", subscription, nil, nil); err == nil {
 		t.Error("creating a subscription again makes another owner")
 	}
-	for name, s := range map[string]management.Subscription{
+	for name, s := range map[string]arm.Subscription{
 		"an id that is no GUID":     {ID: "demo", TenantID: c.Tenant.ID, DisplayName: "x"},
 		"a tenant that is not":      {ID: uuid.NewString(), TenantID: uuid.NewString(), DisplayName: "x"},
 		"no display name":           {ID: uuid.NewString(), TenantID: c.Tenant.ID},
@@ -58,14 +60,14 @@ func TestCheckFindsWhatIsBroken(t *testing.T) {
 		},
 		"an assignment of a role that is not": func(tx *state.Tx, _ identity) error {
 			name := uuid.NewString()
-			return state.Put(tx, "assignments", name, management.Assignment{Name: name, Scope: rg, RoleID: uuid.NewString(), PrincipalID: uuid.NewString()})
+			return state.Put(tx, "assignments", name, roles.Assignment{Name: name, Scope: rg, RoleID: uuid.NewString(), PrincipalID: uuid.NewString()})
 		},
 		"an assignment on nothing": func(tx *state.Tx, _ identity) error {
 			name := uuid.NewString()
-			return state.Put(tx, "assignments", name, management.Assignment{Name: name, Scope: vaults + "none", RoleID: azure.RoleReader, PrincipalID: uuid.NewString()})
+			return state.Put(tx, "assignments", name, roles.Assignment{Name: name, Scope: vaults + "none", RoleID: azure.RoleReader, PrincipalID: uuid.NewString()})
 		},
 		"a resource under another's key": func(tx *state.Tx, one identity) error {
-			r, _, err := state.Get[management.Resource](tx, "resources", azure.Fold(one.ID))
+			r, _, err := state.Get[arm.Resource](tx, "resources", azure.Fold(one.ID))
 			if err != nil {
 				return err
 			}

@@ -7,9 +7,11 @@ import (
 	"testing"
 
 	"github.com/lanyard-id/lanyard/internal/azure"
+	"github.com/lanyard-id/lanyard/internal/cloud/management/arm"
+	"github.com/lanyard-id/lanyard/internal/cloud/management/compute"
 )
 
-// Whatever the path, routing ends in an *Error or in a target whose id is made of the path's own segments: no decoding
+// Whatever the path, routing ends in an *arm.Error or in a target whose id is made of the path's own segments: no decoding
 // can make a request reach another resource than its text names.
 func FuzzRoute(f *testing.F) {
 	for _, p := range []string{
@@ -21,10 +23,10 @@ func FuzzRoute(f *testing.F) {
 			f.Add(m, p)
 		}
 	}
-	tab := newTable()
+	tab := types(compute.New(nil), nil)
 	f.Fuzz(func(t *testing.T, method, escaped string) {
-		var e *Error
-		path, err := cleanPath(escaped)
+		var e *arm.Error
+		path, err := arm.CleanPath(escaped)
 		if err != nil {
 			if !errors.As(err, &e) || e.Status != http.StatusBadRequest {
 				t.Fatalf("%q: %v", escaped, err)
@@ -34,31 +36,19 @@ func FuzzRoute(f *testing.F) {
 		if strings.Contains(path, "/../") || strings.Contains(path, "%") {
 			t.Fatalf("%q is not clean: %q", escaped, path)
 		}
-		target, h, err := tab.route(method, path)
+		target, h, err := tab.Route(method, path)
 		if err != nil {
 			if !errors.As(err, &e) || e.Status < 400 || e.Status >= 500 {
 				t.Fatalf("%q: %v", path, err)
 			}
 			return
 		}
-		if h == nil || target.action == "" || target.typ == nil {
+		if h == nil || target.Action == "" || target.Type == nil {
 			t.Fatalf("%q: %+v", path, target)
 		}
-		if scope := target.id.Key(); !strings.HasPrefix(azure.Fold(path)+"/", strings.TrimSuffix(scope, "/")+"/") {
+		if scope := target.ID.Key(); !strings.HasPrefix(azure.Fold(path)+"/", strings.TrimSuffix(scope, "/")+"/") {
 			t.Fatalf("%q is about %q", path, scope)
 		}
 	})
 }
 
-// A filter is understood or refused, never ignored.
-func FuzzFilter(f *testing.F) {
-	for _, s := range []string{"atScope()", "principalId eq 'x' and atScope()", "assignedTo('it''s')", "a eq", "and", "' '"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		terms, err := parseFilter(s, "atScope()", "principalId", "assignedTo()")
-		if err == nil && len(terms) == 0 && strings.TrimSpace(s) != "" {
-			t.Fatalf("%q is ignored", s)
-		}
-	})
-}

@@ -8,7 +8,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/lanyard-id/lanyard/internal/cloud/management"
+	"github.com/lanyard-id/lanyard/internal/cloud/management/compute"
 )
 
 // versions are the api versions of the instance document, oldest first.
@@ -108,7 +108,7 @@ func directoryOf(object map[string]any) []string {
 	return names
 }
 
-func document(m management.Machine) any {
+func document(m compute.Machine) any {
 	tags := []any{}
 	var joined []string
 	for _, k := range slices.Sorted(maps.Keys(m.Tags)) {

@@ -26,7 +26,7 @@ import (
 
 	"github.com/lanyard-id/lanyard/internal/azure"
 	"github.com/lanyard-id/lanyard/internal/cloud/directory"
-	"github.com/lanyard-id/lanyard/internal/cloud/management"
+	"github.com/lanyard-id/lanyard/internal/cloud/management/compute"
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
 	"github.com/lanyard-id/lanyard/internal/entra"
 	"github.com/lanyard-id/lanyard/internal/imds"
@@ -124,9 +124,9 @@ func (s *Server) serveToken(w http.ResponseWriter, r *http.Request, machineID st
 
 // choose picks the identity that a request means: the selected one; without a selector the system-assigned one, else
 // the only user-assigned one.
-func choose(identities []management.MachineIdentity, q imds.TokenRequest) (management.MachineIdentity, error) {
-	var none management.MachineIdentity
-	selected := func(i management.MachineIdentity) bool {
+func choose(identities []compute.MachineIdentity, q imds.TokenRequest) (compute.MachineIdentity, error) {
+	var none compute.MachineIdentity
+	selected := func(i compute.MachineIdentity) bool {
 		switch {
 		case q.ClientID != "":
 			return azure.Fold(i.ClientID) == azure.Fold(q.ClientID)
@@ -156,13 +156,13 @@ func choose(identities []management.MachineIdentity, q imds.TokenRequest) (manag
 }
 
 // machine reads the machine that this listener belongs to.
-func (s *Server) machine(machineID string) (m management.Machine, err error) {
+func (s *Server) machine(machineID string) (m compute.Machine, err error) {
 	id, err := azure.ParseResourceID(machineID)
 	if err != nil {
 		return m, err
 	}
 	var found bool
-	err = s.DB.View(func(tx *state.Tx) (err error) { m, found, err = management.FindMachine(tx, id); return err })
+	err = s.DB.View(func(tx *state.Tx) (err error) { m, found, err = compute.FindMachine(tx, id); return err })
 	if err == nil && !found {
 		err = &imds.Error{Status: http.StatusNotFound, Code: imds.CodeInvalidRequest, Description: "The machine of this metadata service does not exist", Err: fmt.Errorf("machine %s", machineID)}
 	}

@@ -34,7 +34,8 @@ import (
 
 	"github.com/lanyard-id/lanyard/internal/azure"
 	"github.com/lanyard-id/lanyard/internal/cloud/login"
-	"github.com/lanyard-id/lanyard/internal/cloud/management"
+	"github.com/lanyard-id/lanyard/internal/cloud/management/roles"
+	"github.com/lanyard-id/lanyard/internal/cloud/management/vaults"
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
 )
 
@@ -57,7 +58,7 @@ func (s *Server) Handler() http.Handler { return s }
 // A call is one request of an authenticated caller.
 type call struct {
 	tx     *state.Tx
-	vault  management.Vault
+	vault  vaults.Vault
 	caller login.Claims
 	target target
 	query  url.Values
@@ -149,7 +150,7 @@ func (s *Server) serve(r *http.Request) (answer, error) {
 }
 
 // find reads the vault that a Host header names.
-func (s *Server) find(host string) (v management.Vault, err error) {
+func (s *Server) find(host string) (v vaults.Vault, err error) {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name
 	}
@@ -161,8 +162,8 @@ func (s *Server) find(host string) (v management.Vault, err error) {
 	return v, err
 }
 
-func find(tx *state.Tx, name string) (management.Vault, error) {
-	v, found, err := management.FindVault(tx, name)
+func find(tx *state.Tx, name string) (vaults.Vault, error) {
+	v, found, err := vaults.Find(tx, name)
 	if err == nil && !found {
 		err = fault(http.StatusNotFound, "VaultNotFound", "", "The vault '%.100s' does not exist. Create it with Resource Manager first.", name)
 	}
@@ -170,7 +171,7 @@ func find(tx *state.Tx, name string) (management.Vault, error) {
 }
 
 // authenticate finds out who calls.
-func (s *Server) authenticate(r *http.Request, v management.Vault) (login.Claims, error) {
+func (s *Server) authenticate(r *http.Request, v vaults.Vault) (login.Claims, error) {
 	refuse := func(message string, err error) (login.Claims, error) {
 		return login.Claims{}, &Error{Status: http.StatusUnauthorized, Code: "Unauthorized", Message: message, Err: err,
 			// Clients split this at spaces and then at "=": one of each per part, and none in a value.
@@ -311,7 +312,7 @@ func (c *call) authorize() error {
 		scope = scope.Child("secrets", c.target.name)
 	}
 	action := azure.TypeVault + "/secrets/" + c.target.action
-	d, err := management.Authorize(c.tx, c.caller.ObjectID, action, true, scope.String())
+	d, err := roles.Authorize(c.tx, c.caller.ObjectID, action, true, scope.String())
 	if err != nil || d.Allowed {
 		return err
 	}

@@ -1,26 +1,26 @@
-package management
+package arm
 
 import (
 	"net/http"
 	"strings"
 )
 
-// A term is one part of a $filter: a comparison (name eq 'arg') or a function (name('arg') or name()).
-type term struct {
-	name     string // folded
-	arg      string
+// A Term is one part of a $filter: a comparison (name eq 'arg') or a function (name('arg') or name()).
+type Term struct {
+	Name     string // folded
+	Arg      string
 	function bool
 }
 
-// parseFilter reads the subset of OData that clients send to Resource Manager: terms joined by "and". Names are those
+// ParseFilter reads the subset of OData that clients send to Resource Manager: terms joined by "and". Names are those
 // in known; anything else is an error, because a filter that is ignored shows more than was asked for.
-func parseFilter(filter string, known ...string) ([]term, error) {
-	var terms []term
+func ParseFilter(filter string, known ...string) ([]Term, error) {
+	var terms []Term
 	rest := strings.TrimSpace(filter)
 	for rest != "" {
 		t, after, ok := parseTerm(rest)
-		if !ok || !contains(known, t.name) {
-			return nil, fault(http.StatusBadRequest, "InvalidFilterInQueryString", "The filter '%.300s' is not supported. Supported are, joined by 'and': %s.", filter, strings.Join(known, ", "))
+		if !ok || !contains(known, t.Name) {
+			return nil, Fault(http.StatusBadRequest, "InvalidFilterInQueryString", "The filter '%.300s' is not supported. Supported are, joined by 'and': %s.", filter, strings.Join(known, ", "))
 		}
 		terms = append(terms, t)
 		rest = strings.TrimSpace(after)
@@ -30,7 +30,7 @@ func parseFilter(filter string, known ...string) ([]term, error) {
 		word, tail, _ := strings.Cut(rest, " ")
 		rest = strings.TrimSpace(tail)
 		if !strings.EqualFold(word, "and") || rest == "" {
-			return nil, fault(http.StatusBadRequest, "InvalidFilterInQueryString", "The filter '%.300s' is not supported: expected 'and'.", filter)
+			return nil, Fault(http.StatusBadRequest, "InvalidFilterInQueryString", "The filter '%.300s' is not supported: expected 'and'.", filter)
 		}
 	}
 	return terms, nil
@@ -45,19 +45,19 @@ func contains(known []string, name string) bool {
 	return false
 }
 
-func parseTerm(s string) (t term, rest string, ok bool) {
+func parseTerm(s string) (t Term, rest string, ok bool) {
 	end := strings.IndexFunc(s, func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '_' && r != '/'
 	})
 	if end <= 0 {
 		return t, "", false
 	}
-	t.name, rest = strings.ToLower(s[:end]), s[end:]
+	t.Name, rest = strings.ToLower(s[:end]), s[end:]
 	if strings.HasPrefix(rest, "(") {
 		t.function = true
 		rest = strings.TrimSpace(rest[1:])
 		if strings.HasPrefix(rest, "'") {
-			if t.arg, rest, ok = quoted(rest); !ok {
+			if t.Arg, rest, ok = quoted(rest); !ok {
 				return t, "", false
 			}
 			rest = strings.TrimSpace(rest)
@@ -68,7 +68,7 @@ func parseTerm(s string) (t term, rest string, ok bool) {
 	if !strings.EqualFold(word, "eq") {
 		return t, "", false
 	}
-	t.arg, rest, ok = quoted(strings.TrimSpace(rest))
+	t.Arg, rest, ok = quoted(strings.TrimSpace(rest))
 	return t, rest, ok
 }
 

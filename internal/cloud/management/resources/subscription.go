@@ -1,4 +1,4 @@
-package management
+package resources
 
 import (
 	"net/http"
@@ -8,7 +8,8 @@ import (
 	"github.com/lanyard-id/lanyard/internal/azrbac"
 	"github.com/lanyard-id/lanyard/internal/azure"
 	"github.com/lanyard-id/lanyard/internal/cloud/directory"
-	"github.com/lanyard-id/lanyard/internal/cloud/state"
+	"github.com/lanyard-id/lanyard/internal/cloud/management/arm"
+	"github.com/lanyard-id/lanyard/internal/cloud/management/roles"
 )
 
 type subscriptionWire struct {
@@ -22,7 +23,7 @@ type subscriptionWire struct {
 	SubscriptionPolicies map[string]string `json:"subscriptionPolicies"`
 }
 
-func (s Subscription) wire() subscriptionWire {
+func subscriptionOf(s arm.Subscription) subscriptionWire {
 	return subscriptionWire{
 		ID: "/subscriptions/" + s.ID, AuthorizationSource: "RoleBased", ManagedByTenants: []string{},
 		SubscriptionID: s.ID, TenantID: s.TenantID, DisplayName: s.DisplayName, State: "Enabled",
@@ -31,111 +32,83 @@ func (s Subscription) wire() subscriptionWire {
 }
 
 // sees reports whether the caller has a role assignment on, above or below the subscription: then it is listed.
-func (c *call) sees(r rules, sub Subscription) bool {
+func sees(c *arm.Call, r roles.Rules, sub arm.Subscription) bool {
 	scope := azure.Subscription(sub.ID).String()
-	for _, a := range r.assignments {
-		if a.PrincipalID == c.caller.ObjectID && (azrbac.Covers(scope, a.Scope) || azrbac.Covers(a.Scope, scope)) {
+	for _, a := range r.Assignments {
+		if a.PrincipalID == c.Caller.ObjectID && (azrbac.Covers(scope, a.Scope) || azrbac.Covers(a.Scope, scope)) {
 			return true
 		}
 	}
 	return false
 }
 
-func (c *call) listSubscriptions() (answer, error) {
-	all, err := state.List[Subscription](c.tx, bucketSubscriptions, "")
+func listSubscriptions(c *arm.Call) (arm.Answer, error) {
+	all, err := arm.Subscriptions(c.Tx)
 	if err != nil {
-		return answer{}, err
+		return arm.Answer{}, err
 	}
-	r, err := loadRules(c.tx)
+	r, err := roles.Load(c.Tx)
 	if err != nil {
-		return answer{}, err
+		return arm.Answer{}, err
 	}
 	var items []subscriptionWire
 	for _, s := range all {
-		if s.TenantID == c.caller.TenantID && c.sees(r, s) {
-			items = append(items, s.wire())
+		if s.TenantID == c.Caller.TenantID && sees(c, r, s) {
+			items = append(items, subscriptionOf(s))
 		}
 	}
-	return page(items), nil
+	return arm.Page(items), nil
 }
 
-func (c *call) getSubscription() (answer, error) {
-	s, _, err := state.Get[Subscription](c.tx, bucketSubscriptions, azure.Fold(c.id.SubscriptionID))
+func getSubscription(c *arm.Call) (arm.Answer, error) {
+	s, _, err := arm.FindSubscription(c.Tx, c.ID.SubscriptionID)
 	if err != nil {
-		return answer{}, err
+		return arm.Answer{}, err
 	}
-	r, err := loadRules(c.tx)
+	r, err := roles.Load(c.Tx)
 	if err != nil {
-		return answer{}, err
+		return arm.Answer{}, err
 	}
-	if !c.sees(r, s) {
-		return answer{}, c.require(c.action, c.id.String())
+	if !sees(c, r, s) {
+		return arm.Answer{}, c.Require(c.Action, c.ID.String())
 	}
-	return ok(s.wire()), nil
+	return arm.OK(subscriptionOf(s)), nil
 }
 
-func (c *call) listTenants() (answer, error) {
-	t, _, err := directory.TenantByName(c.tx, c.caller.TenantID)
+func listTenants(c *arm.Call) (arm.Answer, error) {
+	t, _, err := directory.TenantByName(c.Tx, c.Caller.TenantID)
 	if err != nil {
-		return answer{}, err
+		return arm.Answer{}, err
 	}
-	return page([]any{map[string]any{
+	return arm.Page([]any{map[string]any{
 		"id": "/tenants/" + t.ID, "tenantId": t.ID, "countryCode": "US", "displayName": t.DisplayName, "domains": []string{t.Domain},
 		"defaultDomain": t.Domain, "tenantType": "AAD", "tenantCategory": "Home",
 	}}), nil
 }
 
-// regions are the locations of this cloud, a choice of the real ones: name, then display name.
-func regions() [][2]string {
-	return [][2]string{
-		{"eastus", "East US"}, {"eastus2", "East US 2"}, {"centralus", "Central US"}, {"westus", "West US"}, {"westus2", "West US 2"}, {"westus3", "West US 3"},
-		{"northeurope", "North Europe"}, {"westeurope", "West Europe"}, {"uksouth", "UK South"}, {"francecentral", "France Central"},
-		{"germanywestcentral", "Germany West Central"}, {"swedencentral", "Sweden Central"}, {"switzerlandnorth", "Switzerland North"},
-		{"southeastasia", "Southeast Asia"}, {"eastasia", "East Asia"}, {"japaneast", "Japan East"}, {"australiaeast", "Australia East"}, {"brazilsouth", "Brazil South"},
-	}
-}
-
-// normalLocation turns "East US" into "eastus".
-func normalLocation(s string) string { return strings.ReplaceAll(strings.ToLower(s), " ", "") }
-
-// location checks the location of a PUT.
-func (c *call) location(in *string) (string, error) {
-	if in == nil || *in == "" {
-		return "", fault(http.StatusBadRequest, "LocationRequired", "The location property is required for this definition.")
-	}
-	var names []string
-	for _, r := range regions() {
-		if r[0] == normalLocation(*in) {
-			return r[0], nil
-		}
-		names = append(names, r[0])
-	}
-	return "", fault(http.StatusBadRequest, "LocationNotAvailableForResourceType", "The provided location '%.100s' is not available for resource type '%s'. List of available regions for the resource type is '%s'.", *in, c.typ.name, strings.Join(names, ","))
-}
-
-func (c *call) listLocations() (answer, error) {
+func listLocations(c *arm.Call) (arm.Answer, error) {
 	var items []any
-	for _, r := range regions() {
+	for _, r := range arm.Regions() {
 		items = append(items, map[string]any{
-			"id": c.id.String() + "/locations/" + r[0], "name": r[0], "type": "Region", "displayName": r[1], "regionalDisplayName": r[1],
+			"id": c.ID.String() + "/locations/" + r[0], "name": r[0], "type": "Region", "displayName": r[1], "regionalDisplayName": r[1],
 			"metadata": map[string]any{"regionType": "Physical", "regionCategory": "Recommended"},
 		})
 	}
-	return page(items), nil
+	return arm.Page(items), nil
 }
 
-func (c *call) provider(namespace string) map[string]any {
+func provider(c *arm.Call, namespace string) map[string]any {
 	var locations []string
-	for _, r := range regions() {
+	for _, r := range arm.Regions() {
 		locations = append(locations, r[1])
 	}
 	kinds := []any{}
-	for _, t := range c.types() {
-		if ns, rest, _ := strings.Cut(t.name, "/"); ns == namespace {
-			kinds = append(kinds, map[string]any{"resourceType": rest, "locations": locations, "apiVersions": t.versions, "capabilities": "None"})
+	for _, t := range c.Types {
+		if ns, rest, _ := strings.Cut(t.Name, "/"); ns == namespace {
+			kinds = append(kinds, map[string]any{"resourceType": rest, "locations": locations, "apiVersions": t.Versions, "capabilities": "None"})
 		}
 	}
-	scope := c.id
+	scope := c.ID
 	scope.Provider = ""
 	return map[string]any{
 		"id": strings.TrimSuffix(scope.String(), "/") + "/providers/" + namespace, "namespace": namespace, "registrationState": "Registered",
@@ -143,32 +116,32 @@ func (c *call) provider(namespace string) map[string]any {
 	}
 }
 
-func (c *call) listProviders() (answer, error) {
+func listProviders(c *arm.Call) (arm.Answer, error) {
 	var items []any
-	for _, ns := range c.types().namespaceNames() {
-		items = append(items, c.provider(ns))
+	for _, ns := range c.Types.Namespaces() {
+		items = append(items, provider(c, ns))
 	}
-	return page(items), nil
+	return arm.Page(items), nil
 }
 
-func (c *call) getProvider() (answer, error) {
-	for _, ns := range c.types().namespaceNames() {
-		if strings.EqualFold(ns, c.id.Provider) {
-			return ok(c.provider(ns)), nil
+func getProvider(c *arm.Call) (arm.Answer, error) {
+	for _, ns := range c.Types.Namespaces() {
+		if strings.EqualFold(ns, c.ID.Provider) {
+			return arm.OK(provider(c, ns)), nil
 		}
 	}
-	return answer{}, fault(http.StatusNotFound, "InvalidResourceNamespace", "The resource namespace '%s' is invalid.", c.id.Provider)
+	return arm.Answer{}, arm.Fault(http.StatusNotFound, "InvalidResourceNamespace", "The resource namespace '%s' is invalid.", c.ID.Provider)
 }
 
-// endpoints is the anonymous description of the cloud. Clients disagree about its form: the Azure CLI reads a list
+// Endpoints is the anonymous description of the cloud. Clients disagree about its form: the Azure CLI reads a list
 // (2019-05-01), Terraform's provider one object (2022-09-01).
-func endpoints(method string, query url.Values) (answer, error) {
+func Endpoints(method string, query url.Values) (arm.Answer, error) {
 	if method != http.MethodGet && method != http.MethodHead {
-		return answer{}, notAllowed(method)
+		return arm.Answer{}, arm.NotAllowed(method)
 	}
-	version, given := parameter(query, "api-version")
+	version, given := arm.Parameter(query, "api-version")
 	if !given || version == "" {
-		return answer{}, fault(http.StatusBadRequest, "MissingApiVersionParameter", "The api-version query parameter (?api-version=) is required for all requests.")
+		return arm.Answer{}, arm.Fault(http.StatusBadRequest, "MissingApiVersionParameter", "The api-version query parameter (?api-version=) is required for all requests.")
 	}
 	login := "https://" + azure.HostLogin
 	cloud := map[string]any{
@@ -195,7 +168,7 @@ func endpoints(method string, query url.Values) (answer, error) {
 		"logAnalyticsResourceId": "https://api.loganalytics.io", "ossrDbmsResourceId": "https://ossrdbms-aad.database.windows.net",
 	}
 	if version < "2022-09-01" {
-		return ok([]any{cloud}), nil
+		return arm.OK([]any{cloud}), nil
 	}
-	return ok(cloud), nil
+	return arm.OK(cloud), nil
 }

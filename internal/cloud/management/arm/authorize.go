@@ -1,54 +1,17 @@
-package management
+package arm
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"strings"
 
-	"github.com/lanyard-id/lanyard/internal/azrbac"
 	"github.com/lanyard-id/lanyard/internal/azure"
 	"github.com/lanyard-id/lanyard/internal/cloud/directory"
 	"github.com/lanyard-id/lanyard/internal/cloud/login"
+	"github.com/lanyard-id/lanyard/internal/cloud/management/roles"
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
 )
-
-// Authorize decides whether a principal may perform action (a data action if data) at scope, by the role assignments in
-// tx. Resource Manager and the vaults ask here.
-func Authorize(tx *state.Tx, principalID, action string, data bool, scope string) (azrbac.Decision, error) {
-	rules, err := loadRules(tx)
-	if err != nil {
-		return azrbac.Decision{}, err
-	}
-	return rules.decide(principalID, action, data, scope), nil
-}
-
-// rules are all role assignments and definitions, read once for several questions in one transaction.
-type rules struct {
-	assignments []azrbac.Assignment
-	definitions []azrbac.Definition
-}
-
-func loadRules(tx *state.Tx) (rules, error) {
-	assignments, err := state.List[Assignment](tx, bucketAssignments, "")
-	if err != nil {
-		return rules{}, err
-	}
-	custom, err := state.List[azrbac.Definition](tx, bucketDefinitions, "")
-	if err != nil {
-		return rules{}, err
-	}
-	r := rules{definitions: append(azrbac.BuiltIn(), custom...)}
-	for _, a := range assignments {
-		r.assignments = append(r.assignments, azrbac.Assignment{ID: a.id().String(), PrincipalID: a.PrincipalID, RoleID: a.RoleID, Scope: a.Scope})
-	}
-	return r, nil
-}
-
-func (r rules) decide(principalID, action string, data bool, scope string) azrbac.Decision {
-	return azrbac.Evaluate(azrbac.Request{PrincipalIDs: []string{principalID}, Action: action, Data: data, Scope: scope}, r.assignments, r.definitions)
-}
 
 // authenticate finds out who calls. path only chooses the tenant that the challenge names.
 func (s *Server) authenticate(r *http.Request, path string) (login.Claims, error) {
@@ -114,7 +77,7 @@ func challengeText(s string) string {
 func challengeTenant(tx *state.Tx, path string) (string, error) {
 	segments := strings.Split(path, "/")
 	if len(segments) > 2 && strings.EqualFold(segments[1], "subscriptions") {
-		sub, ok, err := state.Get[Subscription](tx, bucketSubscriptions, azure.Fold(segments[2]))
+		sub, ok, err := FindSubscription(tx, segments[2])
 		if err != nil || ok {
 			return sub.TenantID, err
 		}
@@ -127,42 +90,42 @@ func challengeTenant(tx *state.Tx, path string) (string, error) {
 }
 
 // authorize refuses the call unless the subscription exists in the caller's tenant and a role allows it.
-func (c *call) authorize() error {
-	if c.id.SubscriptionID != "" {
-		sub, ok, err := state.Get[Subscription](c.tx, bucketSubscriptions, azure.Fold(c.id.SubscriptionID))
+func (c *Call) authorize() error {
+	if c.ID.SubscriptionID != "" {
+		sub, ok, err := FindSubscription(c.Tx, c.ID.SubscriptionID)
 		switch {
 		case err != nil:
 			return err
 		case !ok:
-			return subscriptionNotFound(c.id.SubscriptionID)
-		case sub.TenantID != c.caller.TenantID:
-			return wrongTenant(c.caller.TenantID, sub.TenantID)
+			return SubscriptionNotFound(c.ID.SubscriptionID)
+		case sub.TenantID != c.Caller.TenantID:
+			return wrongTenant(c.Caller.TenantID, sub.TenantID)
 		}
 	}
-	if c.typ.open && c.method == http.MethodGet {
+	if c.Type.Open && c.Method == http.MethodGet {
 		return nil
 	}
-	scope := c.id
+	scope := c.ID
 	scope.Provider = c.providerForScope()
-	return c.require(c.action, scope.String())
+	return c.Require(c.Action, scope.String())
 }
 
 // providerForScope hides the namespace of /providers/NS, which is not part of a scope.
-func (c *call) providerForScope() string {
-	if c.typ.name == typeProviders {
+func (c *Call) providerForScope() string {
+	if c.Type.Name == TypeProviders {
 		return ""
 	}
-	return c.id.Provider
+	return c.ID.Provider
 }
 
-// require refuses the call unless the caller may do action at scope.
-func (c *call) require(action, scope string) error {
-	d, err := Authorize(c.tx, c.caller.ObjectID, action, false, scope)
+// Require refuses the call unless the caller may do action at scope.
+func (c *Call) Require(action, scope string) error {
+	d, err := roles.Authorize(c.Tx, c.Caller.ObjectID, action, false, scope)
 	if err != nil {
 		return err
 	}
 	if !d.Allowed {
-		return unauthorized(c.caller.AppID, c.caller.ObjectID, action, scope, d)
+		return Unauthorized(c.Caller.AppID, c.Caller.ObjectID, action, scope, d)
 	}
 	return nil
 }
@@ -170,41 +133,4 @@ func (c *call) require(action, scope string) error {
 func wrongTenant(have, want string) *Error {
 	return unauthenticated(want, "InvalidAuthenticationTokenTenant", fmt.Sprintf(
 		"The access token is from the wrong issuer 'https://sts.windows.net/%s/'. It must match the tenant 'https://sts.windows.net/%s/' associated with this subscription. Please use the authority (URL) 'https://login.windows.net/%s' to get the token.", have, want, want), nil)
-}
-
-// CreateSubscription makes a subscription and gives its owner the role Owner on it. It is the only way to a first role
-// assignment, has no HTTP form, and does nothing if the subscription exists.
-func (s *Server) CreateSubscription(_ context.Context, sub Subscription, ownerPrincipalID string) error {
-	sub.ID = azure.Fold(sub.ID)
-	if err := sub.validate(); err != nil {
-		return err
-	}
-	return s.DB.Update(func(tx *state.Tx) error {
-		_, exists, err := state.Get[Subscription](tx, bucketSubscriptions, sub.ID)
-		if err != nil || exists {
-			return err
-		}
-		tenant, ok, err := directory.TenantByName(tx, sub.TenantID)
-		if err != nil {
-			return err
-		}
-		if !ok {
-			return fmt.Errorf("creating subscription %s: tenant %q does not exist", sub.ID, sub.TenantID)
-		}
-		sub.TenantID = tenant.ID
-		owner, ok, err := directory.ServicePrincipalByID(tx, ownerPrincipalID)
-		if err != nil {
-			return err
-		}
-		if !ok {
-			return fmt.Errorf("creating subscription %s: the owner %q is not a service principal", sub.ID, ownerPrincipalID)
-		}
-		if err := state.Put(tx, bucketSubscriptions, sub.ID, sub); err != nil {
-			return err
-		}
-		now := s.now().UTC()
-		first := Assignment{Name: newGUID(), Scope: azure.Subscription(sub.ID).String(), RoleID: azure.RoleOwner,
-			PrincipalID: owner.ID, PrincipalType: "ServicePrincipal", Created: now, Updated: now, CreatedBy: owner.ID, UpdatedBy: owner.ID}
-		return state.Put(tx, bucketAssignments, first.Name, first)
-	})
 }

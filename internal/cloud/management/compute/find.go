@@ -1,11 +1,13 @@
-package management
+package compute
 
 import (
 	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/lanyard-id/lanyard/internal/azure"
 	"github.com/lanyard-id/lanyard/internal/cloud/directory"
+	"github.com/lanyard-id/lanyard/internal/cloud/management/arm"
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
 )
 
@@ -20,6 +22,8 @@ type Machine struct {
 	Zone       string
 	Tags       map[string]string
 	Identities []MachineIdentity // the system-assigned one first, then by id
+	// UpdatingSince is when the change began that Resource Manager is making to the machine now; zero if there is none.
+	UpdatingSince time.Time
 }
 
 // A MachineIdentity is an identity that Resource Manager has put on a machine.
@@ -39,19 +43,19 @@ func FindMachine(tx *state.Tx, id azure.ResourceID) (Machine, bool, error) {
 	case !id.Is(azure.TypeVirtualMachine):
 		return Machine{}, false, fmt.Errorf("%s is neither a virtual machine nor an instance of a scale set", id)
 	}
-	r, found, err := state.Get[Resource](tx, bucketResources, owner.Key())
+	r, found, err := arm.FindResource(tx, owner)
 	if err != nil || !found {
 		return Machine{}, false, err
 	}
-	m := Machine{ID: id, Name: id.Name(), Location: r.Location, VMID: r.UniqueID, Tags: r.Tags, Size: r.size()}
-	if ownerID, err := r.id(); err == nil {
+	m := Machine{ID: id, Name: id.Name(), Location: r.Location, VMID: r.UniqueID, Tags: r.Tags, Size: sizeOf(r)}
+	if ownerID, err := r.ResourceID(); err == nil {
 		owner = ownerID
 	}
 	if len(r.Zones) > 0 {
 		m.Zone = r.Zones[0]
 	}
 	if id.Is(azure.TypeScaleSetInstance) {
-		n, err := r.capacity()
+		n, err := capacityOf(r)
 		if err != nil {
 			return Machine{}, false, err
 		}
@@ -59,18 +63,23 @@ func FindMachine(tx *state.Tx, id azure.ResourceID) (Machine, bool, error) {
 		if err != nil || i < 0 || i >= n {
 			return Machine{}, false, nil
 		}
-		m.ScaleSet, m.Name, m.VMID = owner.Name(), owner.Name()+"_"+strconv.Itoa(i), r.instanceID(strconv.Itoa(i))
+		m.ScaleSet, m.Name, m.VMID = owner.Name(), owner.Name()+"_"+strconv.Itoa(i), instanceID(r, strconv.Itoa(i))
 	}
-	m.Identities, err = r.machineIdentities(tx, owner)
+	if op, busy, err := running(tx, r); err != nil {
+		return Machine{}, false, err
+	} else if busy {
+		m.UpdatingSince = op.Start
+	}
+	m.Identities, err = identities(tx, r, owner)
 	return m, true, err
 }
 
-func (r Resource) machineIdentities(tx *state.Tx, owner azure.ResourceID) ([]MachineIdentity, error) {
+func identities(tx *state.Tx, r arm.Resource, owner azure.ResourceID) ([]MachineIdentity, error) {
 	if r.Identity == nil {
 		return nil, nil
 	}
 	var out []MachineIdentity
-	if r.Identity.System {
+	if r.Identity.System && r.Identity.SystemPrincipalID != "" {
 		sp, found, err := directory.ServicePrincipalByID(tx, r.Identity.SystemPrincipalID)
 		if err != nil {
 			return nil, err
@@ -79,7 +88,7 @@ func (r Resource) machineIdentities(tx *state.Tx, owner azure.ResourceID) ([]Mac
 			out = append(out, MachineIdentity{System: true, ResourceID: owner, PrincipalID: sp.ID, ClientID: sp.AppID})
 		}
 	}
-	for _, a := range r.Identity.sorted() {
+	for _, a := range sorted(r.Identity) {
 		id, err := azure.ParseResourceID(a.ID)
 		if err != nil {
 			return nil, err
@@ -89,9 +98,9 @@ func (r Resource) machineIdentities(tx *state.Tx, owner azure.ResourceID) ([]Mac
 	return out, nil
 }
 
-// size is the VM size: a scale set's SKU, or the hardware profile of a machine.
-func (r Resource) size() string {
-	p, err := r.machineProperties()
+// sizeOf is the VM size: a scale set's SKU, or the hardware profile of a machine.
+func sizeOf(r arm.Resource) string {
+	p, err := properties(r)
 	if err != nil {
 		return ""
 	}
@@ -99,7 +108,7 @@ func (r Resource) size() string {
 		size, _ := hardware["vmSize"].(string)
 		return size
 	}
-	sku, err := r.sku()
+	sku, err := skuOf(r)
 	if err != nil {
 		return ""
 	}
