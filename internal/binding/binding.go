@@ -2,10 +2,17 @@
 // use at an instant, which one a request gets, and why it gets none. They are
 // functions of values; controller and node agent call the same ones.
 //
-//	pod's label ── bindings with that selector ── identities      Of
-//	            ── those open at this instant                      Active
-//	            ── those whose identity the machine has, and the
-//	               one that the request names                      Select
+//	pod's labels, service account ── bindings that match ── identities   Of
+//	    ── those that time and approvals open at this instant            Active
+//	    ── those whose identity the machine has                          Candidates
+//	    ── the one that the request names                                Select
+//
+// A binding is open while all of these are: notBefore and notAfter, the schedule
+// (a Calendar), and with access OnRequest an approved AccessRequest. What cannot
+// be understood never opens.
+//
+// Time zones are looked up by name with package time. A program that must not
+// depend on the machine's files imports time/tzdata; this package does not.
 package binding
 
 import (
@@ -15,7 +22,7 @@ import (
 	"time"
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
-	"github.com/lanyard-id/lanyard/internal/azure"
+	lanyard "github.com/lanyard-id/lanyard/api/lanyard/v1alpha1"
 )
 
 // A Pod is what the rules need to know about a pod.
@@ -31,74 +38,116 @@ type Pod struct {
 // A World is what the rules look at besides the pod. It may hold more than
 // concerns the pod; nothing in it is modified.
 type World struct {
-	// Bindings are the candidates; those with another selector are passed over.
+	// Bindings are the candidates; those that do not match are passed over.
 	Bindings []*v1.AzureIdentityBinding
 	// Identity returns an identity by namespace and name, or nil.
 	Identity func(namespace, name string) *v1.AzureIdentity
 	// Assigned are the assignments; those of other pods are passed over.
 	Assigned []*v1.AzureAssignedIdentity
+	// Requests are the access requests; those for other bindings are passed over.
+	Requests []*lanyard.AccessRequest
+	// Calendars keeps compiled schedules from one call to the next; nil means that
+	// each call compiles those it meets.
+	Calendars *Calendars
 	// ForceNamespaced limits every binding to pods of its own namespace.
 	ForceNamespaced bool
+	// Managed means that the machines have all identities already: no assignment is
+	// needed.
+	Managed bool
 }
 
 // A Bound is an identity that a pod may use, with the binding that says so.
 type Bound struct {
 	Binding  *v1.AzureIdentityBinding
 	Identity *v1.AzureIdentity
+	// Requests are the approved ones for this binding and pod, in force or not; nil
+	// if the binding needs none.
+	Requests []*lanyard.AccessRequest
+	// Closes is when the binding closes; zero means never, or not within two years.
+	// Active, Candidates and Select set it. A token may outlive it, a cached answer
+	// must not.
+	Closes time.Time
+
+	calendar *Calendar // of the binding's schedule; nil if there is none
 }
 
-// A Problem is a binding that matches a pod's label but yields no identity.
+// A Problem is a binding that is meant for a pod but yields no identity.
 type Problem struct {
 	Binding *v1.AzureIdentityBinding
 	Reason  Reason
+	Err     error // for InvalidSchedule and InvalidSelector: what is wrong
 }
 
-// Of returns the identities that the pod's label entitles it to, each once,
-// ordered by namespace and name of the identity, and the bindings that match
-// the label in vain. Whether an identity is usable is not judged here.
+// Of returns the identities that the pod is entitled to, ordered by namespace
+// and name of the identity, then of the binding, and the bindings that match in
+// vain. An identity comes once per binding if a binding is not open at all
+// times; Active makes it one. Whether an identity is usable is not judged here.
 func Of(pod Pod, w World) (bound []Bound, problems []Problem) {
-	label := pod.Labels[v1.BindingLabel]
-	if label == "" {
-		return nil, nil
-	}
-	matching := make([]*v1.AzureIdentityBinding, 0, len(w.Bindings))
-	for _, b := range w.Bindings {
-		if b.Spec.Selector == label && b.DeletionTimestamp.IsZero() {
-			matching = append(matching, b)
+	bound = entitled(nil, pod, &w, &problems)
+	slices.SortFunc(problems, func(a, b Problem) int {
+		return cmp.Or(cmp.Compare(a.Binding.Namespace, b.Binding.Namespace), cmp.Compare(a.Binding.Name, b.Binding.Name))
+	})
+	return bound, problems
+}
+
+// entitled is Of with a buffer to append to; a nil list drops the problems.
+func entitled(bound []Bound, pod Pod, w *World, problems *[]Problem) []Bound {
+	note := func(b *v1.AzureIdentityBinding, r Reason, err error) {
+		if problems != nil {
+			*problems = append(*problems, Problem{Binding: b, Reason: r, Err: err})
 		}
 	}
-	slices.SortFunc(matching, func(a, b *v1.AzureIdentityBinding) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
-	})
-	type key struct{ namespace, name string }
-	seen := map[key]bool{}
-	for _, b := range matching {
-		if w.ForceNamespaced && b.Namespace != pod.Namespace {
-			problems = append(problems, Problem{b, OtherNamespace})
+	label := pod.Labels[v1.BindingLabel]
+	for _, b := range w.Bindings {
+		if s := b.Spec.Selector; s != "" && s != label {
+			continue // as match would say; most of a large world ends here
+		}
+		reason, err := match(b, &pod)
+		switch {
+		case reason == other:
+			continue
+		case reason != "":
+			note(b, reason, err)
+			continue
+		case w.ForceNamespaced && b.Namespace != pod.Namespace:
+			note(b, OtherNamespace, nil)
 			continue
 		}
 		id := w.Identity(b.Namespace, b.Spec.AzureIdentity)
 		switch {
 		case id == nil || !id.DeletionTimestamp.IsZero():
-			problems = append(problems, Problem{b, IdentityMissing})
+			note(b, IdentityMissing, nil)
+			continue
 		case Namespaced(id, w.ForceNamespaced) && b.Namespace != pod.Namespace:
-			problems = append(problems, Problem{b, OtherNamespace})
-		case !seen[key{id.Namespace, id.Name}]:
-			seen[key{id.Namespace, id.Name}] = true
-			bound = append(bound, Bound{b, id})
+			note(b, OtherNamespace, nil)
+			continue
 		}
+		next := Bound{Binding: b, Identity: id}
+		if b.Spec.Schedule != nil {
+			if next.calendar, err = w.Calendars.of(b); err != nil {
+				note(b, InvalidSchedule, err)
+				continue
+			}
+		}
+		if b.Spec.Access != v1.AccessAlways && b.Spec.Access != "" {
+			next.Requests = approved(b, pod, w.Requests)
+		}
+		bound = append(bound, next)
+	}
+	if len(bound) < 2 {
+		return bound
 	}
 	slices.SortFunc(bound, func(a, b Bound) int {
-		return cmp.Or(cmp.Compare(a.Identity.Namespace, b.Identity.Namespace), cmp.Compare(a.Identity.Name, b.Identity.Name))
+		return cmp.Or(
+			cmp.Compare(a.Identity.Namespace, b.Identity.Namespace), cmp.Compare(a.Identity.Name, b.Identity.Name),
+			cmp.Compare(a.Binding.Namespace, b.Binding.Namespace), cmp.Compare(a.Binding.Name, b.Binding.Name))
 	})
-	return bound, problems
+	// A binding that is always open makes all later ones of its identity idle.
+	return slices.CompactFunc(bound, func(a, b Bound) bool { return sameIdentity(a, b) && always(a.Binding) })
 }
 
-// Active returns those of bound that are open at the instant now, and the next
-// instant at which that changes; zero means never. All bindings are open at all
-// times as long as the API has no time windows.
-func Active(bound []Bound, _ time.Time) (active []Bound, next time.Time) {
-	return bound, time.Time{}
+func sameIdentity(a, b Bound) bool {
+	return a.Identity.Namespace == b.Identity.Namespace && a.Identity.Name == b.Identity.Name
 }
 
 // Namespaced reports whether an identity is only for pods of its own namespace.
@@ -121,52 +170,4 @@ func Excepted(pod Pod, exceptions []*v1.AzurePodIdentityException) bool {
 		}
 	}
 	return false
-}
-
-// managedIdentity is the resource type of user-assigned identities.
-const managedIdentity = "Microsoft.ManagedIdentity/userAssignedIdentities"
-
-// ManagedIdentity parses the resource id of a user-assigned identity. The error
-// says what the AzureIdentity should hold instead.
-func ManagedIdentity(id *v1.AzureIdentity) (azure.ResourceID, error) {
-	if id.Spec.ResourceID == "" {
-		return azure.ResourceID{}, &ResourceIDError{ID: ""}
-	}
-	parsed, err := azure.ParseResourceID(id.Spec.ResourceID)
-	if err != nil {
-		return azure.ResourceID{}, &ResourceIDError{ID: id.Spec.ResourceID, Err: err}
-	}
-	if !parsed.Is(managedIdentity) || parsed.SubscriptionID == "" || parsed.ResourceGroup == "" || parsed.Extends != nil {
-		return azure.ResourceID{}, &ResourceIDError{ID: id.Spec.ResourceID}
-	}
-	return parsed, nil
-}
-
-// A ResourceIDError is a spec.resourceID that names no user-assigned identity.
-type ResourceIDError struct {
-	ID  string
-	Err error // nil if the id is well-formed but of something else
-}
-
-func (e *ResourceIDError) Error() string {
-	const want = "it must be /subscriptions/{id}/resourceGroups/{group}/providers/" + managedIdentity + "/{name}; `az identity show --name NAME --resource-group GROUP --query id` prints it"
-	switch {
-	case e.ID == "":
-		return "spec.resourceID is empty: " + want
-	case e.Err != nil:
-		return "spec.resourceID: " + e.Err.Error() + ": " + want
-	default:
-		return "spec.resourceID " + quote(e.ID) + " is not a user-assigned identity: " + want
-	}
-}
-
-// Unwrap returns the parser's error.
-func (e *ResourceIDError) Unwrap() error { return e.Err }
-
-// quote keeps foreign input short.
-func quote(s string) string {
-	if len(s) > 300 {
-		s = s[:300] + "…"
-	}
-	return `"` + s + `"`
 }

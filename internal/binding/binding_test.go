@@ -131,7 +131,16 @@ func TestSelect(t *testing.T) {
 	i, j := identity("a/i"), identity("a/j")
 	one, two := bindings{bind("a/b", "l", "i")}, bindings{bind("a/b", "l", "i"), bind("a/c", "l", "j")}
 	broken := identity("a/a", func(id *v1.AzureIdentity) { id.Spec.ResourceID = "nonsense" })
-	sp := identity("a/sp", func(id *v1.AzureIdentity) { id.Spec.Type = v1.ServicePrincipal })
+	principal := func(id *v1.AzureIdentity) {
+		id.Spec = v1.AzureIdentitySpec{Type: v1.ServicePrincipal, TenantID: "t", ClientID: "client-" + id.Name, ClientPassword: v1.SecretReference{Name: "s"}}
+	}
+	sp := identity("a/sp", principal)
+	without := func(edit func(s *v1.AzureIdentitySpec)) binding.World {
+		id := identity("a/sp", principal)
+		edit(&id.Spec)
+		return world(ids{id}, bindings{bind("a/b", "l", "sp")})
+	}
+	managed := func(w binding.World) binding.World { w.Managed = true; return w }
 	moved := identity("a/i", func(id *v1.AzureIdentity) { id.Spec.ResourceID = prefix + "other" })
 	note := func(a *v1.AzureAssignedIdentity) {
 		a.Status.Conditions = []metav1.Condition{{Type: v1.ConditionAssigned, Status: metav1.ConditionFalse, Message: "mic may not use the identity"}}
@@ -163,7 +172,16 @@ func TestSelect(t *testing.T) {
 		{"another resource id", p, world(ids{i}, one, assign(p, i, v1.AssignedIDAssigned)), binding.Selector{ResourceID: prefix + "x"}, "", binding.NotAllowed, "resource id"},
 		{"a resource id that is none", p, world(ids{broken}, bindings{bind("a/a", "l", "a")}), binding.Selector{ResourceID: "nonsense"}, "", binding.NotAllowed, "resource id"},
 		{"an object id", p, world(ids{i}, one, assign(p, i, v1.AssignedIDAssigned)), binding.Selector{ObjectID: "o"}, "", binding.UnsupportedSelector, "client_id or msi_res_id"},
-		{"a service principal", p, world(ids{sp}, bindings{bind("a/b", "l", "sp")}), binding.Selector{}, "", binding.UnsupportedType, "identity type 1 is not supported by this version"},
+		{"a service principal by client id", p, world(ids{sp}, bindings{bind("a/b", "l", "sp")}, assign(p, sp, v1.AssignedIDAssigned)), binding.Selector{ClientID: "client-sp"}, "a/sp", "", ""},
+		{"a service principal that is not assigned", p, world(ids{sp}, bindings{bind("a/b", "l", "sp")}), binding.Selector{}, "", binding.NotAssigned, "not assigned"},
+		{"a service principal without a tenant", p, without(func(s *v1.AzureIdentitySpec) { s.TenantID = "" }), binding.Selector{}, "", binding.InvalidIdentity, "spec.tenantID is empty"},
+		{"a service principal without a client id", p, without(func(s *v1.AzureIdentitySpec) { s.ClientID = "" }), binding.Selector{}, "", binding.InvalidIdentity, "spec.clientID is empty"},
+		{"a service principal without a Secret", p, without(func(s *v1.AzureIdentitySpec) { s.ClientPassword = v1.SecretReference{} }), binding.Selector{}, "", binding.InvalidIdentity, "spec.clientPassword.name is empty"},
+		{"a service principal with too many tenants", p, without(func(s *v1.AzureIdentitySpec) { s.AuxiliaryTenantIDs = []string{"1", "2", "3", "4"} }), binding.Selector{}, "", binding.InvalidIdentity, "at most 3"},
+		{"a type that does not exist", p, without(func(s *v1.AzureIdentitySpec) { s.Type = 3 }), binding.Selector{}, "", binding.UnsupportedType, "spec.type 3 does not exist"},
+		{"an assignment of another type", p, world(ids{sp}, bindings{bind("a/b", "l", "sp")}, assign(p, identity("a/sp"), v1.AssignedIDAssigned)), binding.Selector{}, "", binding.NotAssigned, "was changed"},
+		{"in managed mode no assignment is needed", p, managed(world(ids{i}, one)), binding.Selector{}, "a/i", "", ""},
+		{"in managed mode a binding is needed", pod("a/p", "x"), managed(world(ids{i}, one)), binding.Selector{}, "", binding.NoBinding, ""},
 		{"a resource id that is broken", p, world(ids{broken}, bindings{bind("a/a", "l", "a")}), binding.Selector{}, "", binding.InvalidIdentity, "/subscriptions/{id}/resourceGroups/"},
 		{"no assignment yet", p, world(ids{i}, one), binding.Selector{}, "", binding.NotAssigned, "not assigned to the machine of pod a/p yet"},
 		{"an assignment that is under way", p, world(ids{i}, one, assign(p, i, v1.AssignedIDCreated, note)), binding.Selector{}, "", binding.NotAssigned, "yet: mic may not use the identity"},
@@ -315,7 +333,7 @@ func FuzzSelect(f *testing.F) {
 			t.Fatalf("asked for %q, granted %q", client, got.Identity.Spec.ClientID)
 		}
 		for _, a := range w.Assigned {
-			if binding.Concerns(a, p, got.Identity) && a.Status.Status != v1.AssignedIDCreated {
+			if w.Managed || binding.Concerns(a, p, got.Identity) && a.Status.Status != v1.AssignedIDCreated {
 				return
 			}
 		}

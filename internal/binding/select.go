@@ -1,58 +1,14 @@
 package binding
 
 import (
+	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
-	"github.com/lanyard-id/lanyard/internal/azure"
+	lanyard "github.com/lanyard-id/lanyard/api/lanyard/v1alpha1"
 )
-
-// A Reason says why a pod gets no identity. It is part of events and audit
-// lines, hence stable.
-type Reason string
-
-const (
-	// NoLabel means: the pod does not carry the label aadpodidbinding.
-	NoLabel Reason = "NoLabel"
-	// NoBinding means: no AzureIdentityBinding has the label's value as selector.
-	NoBinding Reason = "NoBinding"
-	// IdentityMissing means: the binding's AzureIdentity does not exist.
-	IdentityMissing Reason = "IdentityMissing"
-	// OtherNamespace means: the binding matches but is only for pods of its namespace.
-	OtherNamespace Reason = "OtherNamespace"
-	// NotAllowed means: the pod has identities, but not the one it asks for.
-	NotAllowed Reason = "NotAllowed"
-	// NotOpen means: the binding exists but is not open at this instant.
-	NotOpen Reason = "NotOpen"
-	// InvalidIdentity means: the AzureIdentity cannot be used as it is written.
-	InvalidIdentity Reason = "InvalidIdentity"
-	// UnsupportedType means: the type of the AzureIdentity is not served.
-	UnsupportedType Reason = "UnsupportedType"
-	// UnsupportedSelector means: the request names the identity by its object id.
-	UnsupportedSelector Reason = "UnsupportedSelector"
-	// NotAssigned means: the pod may use the identity, but the machine does not have
-	// it yet. Waiting helps.
-	NotAssigned Reason = "NotAssigned"
-)
-
-// A Refusal is a decision against a request. Text is for the pod's author: what
-// is missing and where.
-type Refusal struct {
-	Reason Reason
-	Text   string
-	// Binding and Identity are those that come closest; nil if there is none.
-	Binding  *v1.AzureIdentityBinding
-	Identity *v1.AzureIdentity
-	Opens    time.Time // for NotOpen: when it opens next; zero if never
-}
-
-func (r *Refusal) Error() string { return r.Text }
-
-// Wait reports whether the same question may have another answer shortly.
-func (r *Refusal) Wait() bool { return r.Reason == NotAssigned }
 
 // A Selector is the identity that a request names. At most one field is set;
 // the zero value leaves the choice to Select.
@@ -63,131 +19,196 @@ type Selector struct {
 }
 
 // Select decides which identity a request of the pod gets at the instant now:
-// the one it names, or else the first by namespace and name that is written
-// correctly. The error is always a *Refusal. Every identity that is returned is
-// entitled by a binding: an assignment alone entitles to nothing.
+// the one it names, or else the first by namespace and name that is open and
+// written correctly. The error is always a *Refusal. Every identity that is
+// returned is entitled by a binding: an assignment alone entitles to nothing.
+// Closes of what is returned says when the answer is valid no more.
 func Select(pod Pod, w World, sel Selector, now time.Time) (Bound, error) {
-	label := pod.Labels[v1.BindingLabel]
-	if label == "" {
-		return Bound{}, &Refusal{Reason: NoLabel, Text: fmt.Sprintf("pod %s/%s does not have the label %s, whose value chooses an AzureIdentityBinding by its selector", pod.Namespace, pod.Name, v1.BindingLabel)}
-	}
-	bound, problems := Of(pod, w)
-	if len(bound) == 0 {
-		return Bound{}, vain(pod, label, problems)
-	}
-	open, next := Active(bound, now)
-	if len(open) == 0 {
-		return Bound{}, &Refusal{Reason: NotOpen, Text: fmt.Sprintf("AzureIdentityBinding %s/%s is not open now", bound[0].Binding.Namespace, bound[0].Binding.Name), Binding: bound[0].Binding, Identity: bound[0].Identity, Opens: next}
-	}
-	b, refusal := choose(pod, open, sel)
-	if refusal != nil {
-		return Bound{}, refusal
-	}
-	if refusal := usable(b); refusal != nil {
-		return Bound{}, refusal
-	}
-	if note, ok := assigned(pod, w.Assigned, b.Identity); !ok {
-		text := fmt.Sprintf("AzureIdentity %s/%s is not assigned to the machine of pod %s/%s yet", b.Identity.Namespace, b.Identity.Name, pod.Namespace, pod.Name)
-		if note != "" {
-			text += ": " + note
+	var buffer [4]Bound
+	open := opened(entitled(buffer[:0], pod, &w, nil), now)
+	if sel.ObjectID == "" {
+		best := -1
+		for i := range open {
+			b := &open[i]
+			switch {
+			case best >= 0 && !sameIdentity(*b, open[best]):
+			case !sel.names(b.Identity) || b.tooShort(now) || Valid(b.Identity) != nil:
+				continue
+			case best < 0 || closesLater(*b, open[best]):
+				best = i
+				continue
+			default:
+				continue
+			}
+			break
 		}
-		return Bound{}, &Refusal{Reason: NotAssigned, Text: text, Binding: b.Binding, Identity: b.Identity}
+		if best >= 0 {
+			if _, ok := assigned(pod, &w, open[best].Identity); ok {
+				return open[best], nil
+			}
+		}
 	}
-	return b, nil
+	return Bound{}, refuse(pod, w, sel, now)
 }
 
-// vain explains why a labelled pod has no identity at all.
-func vain(pod Pod, label string, problems []Problem) *Refusal {
-	if len(problems) == 0 {
-		return &Refusal{Reason: NoBinding, Text: fmt.Sprintf("no AzureIdentityBinding has the selector %s, which is the label %s of pod %s/%s", quote(label), v1.BindingLabel, pod.Namespace, pod.Name)}
+// Candidates returns all identities that a request of the pod could get at the
+// instant now: open, written correctly and assigned, each once. If there is
+// none, the refusal says why.
+func Candidates(pod Pod, w World, now time.Time) ([]Bound, *Refusal) {
+	var all []Bound
+	for _, b := range opened(entitled(nil, pod, &w, nil), now) {
+		if b.tooShort(now) || Valid(b.Identity) != nil {
+			continue
+		}
+		if _, ok := assigned(pod, &w, b.Identity); !ok {
+			continue
+		}
+		if i := len(all) - 1; i >= 0 && sameIdentity(all[i], b) {
+			if closesLater(b, all[i]) {
+				all[i] = b
+			}
+			continue
+		}
+		all = append(all, b)
 	}
-	p := problems[0]
-	if i := slices.IndexFunc(problems, func(p Problem) bool { return p.Reason == IdentityMissing }); i >= 0 {
-		p = problems[i] // nearer to the goal than a binding of another namespace
+	if len(all) == 0 {
+		return nil, refuse(pod, w, Selector{}, now)
 	}
-	r := &Refusal{Reason: p.Reason, Binding: p.Binding}
-	if p.Reason == IdentityMissing {
-		r.Text = fmt.Sprintf("AzureIdentityBinding %s/%s names the AzureIdentity %s, which does not exist in namespace %s", p.Binding.Namespace, p.Binding.Name, quote(p.Binding.Spec.AzureIdentity), p.Binding.Namespace)
-	} else {
-		r.Text = fmt.Sprintf("AzureIdentityBinding %s/%s is only for pods of namespace %s, and the pod is in namespace %s", p.Binding.Namespace, p.Binding.Name, p.Binding.Namespace, pod.Namespace)
-	}
-	return r
+	return all, nil
 }
 
-func choose(pod Pod, open []Bound, sel Selector) (Bound, *Refusal) {
-	var what string
-	var match func(*v1.AzureIdentity) bool
+// opened keeps of bound what is open, in place, and sets Closes.
+func opened(bound []Bound, now time.Time) []Bound {
+	open := bound[:0]
+	for i := range bound {
+		ok, changes := bound[i].at(now)
+		if ok {
+			b := bound[i]
+			b.Closes = changes
+			open = append(open, b)
+		}
+	}
+	return open
+}
+
+// names reports whether the selector lets the identity be chosen.
+func (s Selector) names(id *v1.AzureIdentity) bool {
 	switch {
+	case s.ClientID != "":
+		return sameFolded(id.Spec.ClientID, s.ClientID)
+	case s.ResourceID != "":
+		return id.Spec.Type == v1.UserAssignedMSI && sameResource(id.Spec.ResourceID, s.ResourceID)
+	default:
+		return true
+	}
+}
+
+// refuse finds out why Select has found nothing. It repeats the work: refusals
+// are rare, and their texts cost what grants should not.
+func refuse(pod Pod, w World, sel Selector, now time.Time) *Refusal {
+	bound, problems := Of(pod, w)
+	switch {
+	case len(bound) == 0:
+		return vain(pod, problems)
 	case sel.ObjectID != "":
-		return Bound{}, &Refusal{Reason: UnsupportedSelector, Text: "an identity cannot be chosen by object_id: name it by client_id or msi_res_id"}
-	case sel.ClientID != "":
-		what = "client id " + quote(sel.ClientID)
-		match = func(id *v1.AzureIdentity) bool { return azure.Fold(id.Spec.ClientID) == azure.Fold(sel.ClientID) }
-	case sel.ResourceID != "":
+		return &Refusal{Reason: UnsupportedSelector, Text: "an identity cannot be chosen by object_id: name it by client_id or msi_res_id"}
+	}
+	named := slices.DeleteFunc(slices.Clone(bound), func(b Bound) bool { return !sel.names(b.Identity) })
+	if len(named) == 0 {
+		return stranger(pod, bound, sel)
+	}
+	open := opened(slices.Clone(named), now)
+	if len(open) == 0 {
+		return soonest(pod, named, w.Requests, now)
+	}
+	var first *Refusal // of the first identity, unless a later one is further
+	for i := range open {
+		b := &open[i]
+		r := b.unusable()
+		if r == nil {
+			r = b.short(now)
+		}
+		if r == nil {
+			return unassigned(pod, &w, b)
+		}
+		if first == nil {
+			first = r
+		}
+	}
+	return first
+}
+
+// stranger refuses an identity that no binding of the pod leads to.
+func stranger(pod Pod, bound []Bound, sel Selector) *Refusal {
+	what := "client id " + quote(sel.ClientID)
+	if sel.ClientID == "" {
 		what = "resource id " + quote(sel.ResourceID)
-		match = func(id *v1.AzureIdentity) bool { return sameResource(id.Spec.ResourceID, sel.ResourceID) }
-	default:
-		for _, b := range open {
-			if usable(b) == nil {
-				return b, nil
-			}
-		}
-		return open[0], nil
 	}
-	// The same identity may be bound twice, once written badly.
-	var first *Bound
-	for i, b := range open {
-		if match(b.Identity) {
-			if usable(b) == nil {
-				return b, nil
-			}
-			if first == nil {
-				first = &open[i]
-			}
+	var names []string
+	for _, b := range bound {
+		if n := b.Identity.Namespace + "/" + b.Identity.Name; !slices.Contains(names, n) {
+			names = append(names, n)
 		}
 	}
-	if first != nil {
-		return *first, nil
-	}
-	names := make([]string, 0, len(open))
-	for _, b := range open {
-		names = append(names, b.Identity.Namespace+"/"+b.Identity.Name)
-	}
-	return Bound{}, &Refusal{Reason: NotAllowed, Text: fmt.Sprintf("no binding of pod %s/%s leads to the identity with %s; its bindings lead to AzureIdentity %s", pod.Namespace, pod.Name, what, strings.Join(names, ", ")), Binding: open[0].Binding}
+	return &Refusal{Reason: NotAllowed, Text: fmt.Sprintf("no binding of pod %s/%s leads to the identity with %s; its bindings lead to AzureIdentity %s", pod.Namespace, pod.Name, what, few(names, ", ")), Binding: bound[0].Binding}
 }
 
-func sameResource(a, b string) bool {
-	x, err := azure.ParseResourceID(a)
-	if err != nil {
-		return false
+// soonest refuses because nothing is open, with the binding that opens first.
+func soonest(pod Pod, bound []Bound, requests []*lanyard.AccessRequest, now time.Time) *Refusal {
+	best, opens := 0, time.Time{}
+	for i := range bound {
+		if _, at := bound[i].at(now); !at.IsZero() && (opens.IsZero() || at.Before(opens)) {
+			best, opens = i, at
+		}
 	}
-	y, err := azure.ParseResourceID(b)
-	return err == nil && x.Equal(y)
+	if opens.IsZero() { // one that can be asked for is nearer than one that is over
+		best = max(0, slices.IndexFunc(bound, func(b Bound) bool { return b.Binding.Spec.Access == v1.AccessOnRequest }))
+	}
+	b := &bound[best]
+	var asked []*lanyard.AccessRequest
+	for _, r := range requests {
+		if Asks(r, b.Binding, pod) {
+			asked = append(asked, r)
+		}
+	}
+	return b.closed(asked, now, opens)
 }
 
-// usable refuses identities that can never work as they are written.
-func usable(b Bound) *Refusal {
-	id := b.Identity
-	switch id.Spec.Type {
-	case v1.UserAssignedMSI:
-		if _, err := ManagedIdentity(id); err != nil {
-			return &Refusal{Reason: InvalidIdentity, Text: fmt.Sprintf("AzureIdentity %s/%s: %v", id.Namespace, id.Name, err), Binding: b.Binding, Identity: id}
-		}
+// unusable refuses identities that can never work as they are written.
+func (b *Bound) unusable() *Refusal {
+	err := Valid(b.Identity)
+	if err == nil {
 		return nil
-	default:
-		return &Refusal{Reason: UnsupportedType, Text: fmt.Sprintf("AzureIdentity %s/%s: identity type %d is not supported by this version", id.Namespace, id.Name, id.Spec.Type), Binding: b.Binding, Identity: id}
 	}
+	reason := InvalidIdentity
+	if e := (*TypeError)(nil); errors.As(err, &e) {
+		reason = UnsupportedType
+	}
+	return b.refusal(reason, time.Time{}, "AzureIdentity %s/%s: %v", b.Identity.Namespace, b.Identity.Name, err)
+}
+
+// unassigned refuses because the machine does not have the identity.
+func unassigned(pod Pod, w *World, b *Bound) *Refusal {
+	text := fmt.Sprintf("AzureIdentity %s/%s is not assigned to the machine of pod %s/%s yet", b.Identity.Namespace, b.Identity.Name, pod.Namespace, pod.Name)
+	if note, _ := assigned(pod, w, b.Identity); note != "" {
+		text += ": " + note
+	}
+	return b.refusal(NotAssigned, time.Time{}, "%s", text)
 }
 
 // assigned reports whether the pod's machine has the identity, and otherwise
 // what the controller noted about that.
-func assigned(pod Pod, all []*v1.AzureAssignedIdentity, id *v1.AzureIdentity) (note string, ok bool) {
-	for _, a := range all {
-		if !Concerns(a, pod, id) || !a.DeletionTimestamp.IsZero() || a.Spec.NodeName != pod.Node {
+func assigned(pod Pod, w *World, id *v1.AzureIdentity) (note string, ok bool) {
+	if w.Managed {
+		return "", true
+	}
+	for _, a := range w.Assigned {
+		if a.Spec.Pod != pod.Name || !Concerns(a, pod, id) || !a.DeletionTimestamp.IsZero() || a.Spec.NodeName != pod.Node {
 			continue
 		}
 		// An assignment may still describe the identity as it was.
-		if !sameResource(a.Spec.AzureIdentityRef.Spec.ResourceID, id.Spec.ResourceID) {
+		was := &a.Spec.AzureIdentityRef.Spec
+		if was.Type != id.Spec.Type || id.Spec.Type == v1.UserAssignedMSI && !sameResource(was.ResourceID, id.Spec.ResourceID) {
 			note = "the AzureIdentity was changed and the change is not in force yet"
 			continue
 		}
