@@ -1,0 +1,84 @@
+package charts_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	chart "helm.sh/helm/v4/pkg/chart/v2"
+
+	"github.com/lanyard-id/lanyard/deploy/charts"
+)
+
+func load(t testing.TB) *chart.Chart {
+	t.Helper()
+	c, err := charts.Load(charts.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestGeneratedFilesAreWhatTheirGeneratorWrites(t *testing.T) {
+	copies, err := charts.Copies()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range copies {
+		same(t, filepath.Join(charts.Dir, name), want)
+	}
+	crds, err := filepath.Glob(filepath.Join(charts.Dir, "crds", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range crds {
+		if _, ok := copies["crds/"+filepath.Base(name)]; !ok {
+			t.Errorf("%s is no copy of a CRD in deploy/crds: run make generate", name)
+		}
+	}
+	manifests, err := charts.Plain(context.Background(), load(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range manifests {
+		same(t, charts.ManifestPath(name), want)
+	}
+	readme := read(t, filepath.Join(charts.Dir, "README.md"))
+	want, err := charts.Readme(readme, read(t, filepath.Join(charts.Dir, "values.yaml")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	same(t, filepath.Join(charts.Dir, "README.md"), want)
+}
+
+func same(t *testing.T, name string, want []byte) {
+	t.Helper()
+	if diff := cmp.Diff(string(want), string(read(t, name))); diff != "" {
+		t.Errorf("%s is stale: run make generate (-want +got)\n%s", name, diff)
+	}
+}
+
+func read(t testing.TB, name string) []byte {
+	t.Helper()
+	content, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return content
+}
+
+func TestAValueWithoutCommentIsRefused(t *testing.T) {
+	for name, test := range map[string]struct{ text, want string }{
+		"a value":            {"# about a\na: 1\nb: 2\n", "b has no comment"},
+		"a value in a group": {"g:\n  # about a\n  a: 1\n  b: 2\n", "g.b has no comment"},
+		"an empty group":     {"g: {}\n", "g has no comment"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := charts.Values([]byte(test.text)); err == nil || !contains(err.Error(), test.want) {
+				t.Errorf("error %v, want %q", err, test.want)
+			}
+		})
+	}
+}
