@@ -15,15 +15,16 @@ package source
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
-	"github.com/lanyard-id/lanyard/internal/imds"
+	"github.com/lanyard-id/lanyard/internal/entra"
 	"github.com/lanyard-id/lanyard/internal/token"
 )
 
@@ -45,6 +46,11 @@ type Source struct {
 	// CrossNamespaceSecrets lets an AzureIdentity name a Secret of a namespace
 	// that is not its own.
 	CrossNamespaceSecrets bool
+	// Entra asks token endpoints; nil means the zero client.
+	Entra *entra.Client
+	// AuthorityHosts are hosts besides those of the Azure clouds that an
+	// AzureIdentity may name as its adEndpoint; "*" allows every host.
+	AuthorityHosts []string
 	// Resources are fetched by Prefetch besides those that were asked for here.
 	Resources []string
 	// Patience is how long a request without a cached token waits.
@@ -63,6 +69,8 @@ type Source struct {
 
 	once    sync.Once
 	machine *token.Cache[token.Request]
+	apps    *principals
+	recent  recent
 }
 
 // An Operation is one request to an upstream, under v1's names.
@@ -84,7 +92,10 @@ const (
 // runs in the background. A Source works without Run too.
 func (s *Source) Run(ctx context.Context) error {
 	s.init()
-	return s.machine.Run(ctx)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.machine.Run(ctx) })
+	g.Go(func() error { return s.apps.run(ctx) })
+	return g.Wait()
 }
 
 // Tokens returns the tokens of an identity for a resource: one, or with
@@ -92,19 +103,34 @@ func (s *Source) Run(ctx context.Context) error {
 // values or wrap the context's error.
 func (s *Source) Tokens(ctx context.Context, id *v1.AzureIdentity, resource string) ([]token.Token, error) {
 	s.init()
+	var tokens []token.Token
+	var err error
 	switch id.Spec.Type {
 	case v1.UserAssignedMSI:
-		// By resource id, because that is what mic was allowed to assign: an
-		// AzureIdentity that pairs its own resource id with a foreign client
-		// id must not get the foreign token.
-		t, err := s.Metadata(ctx, token.Request{ResourceID: id.Spec.ResourceID, Resource: resource})
-		if err != nil {
-			return nil, err
+		if id.Spec.ResourceID == "" {
+			// Without it the metadata service would give the node's own token.
+			return nil, unusable("AzureIdentity %s/%s has no spec.resourceID", id.Namespace, id.Name)
 		}
-		return []token.Token{t}, nil
+		var t token.Token
+		t, err = s.Metadata(ctx, request(id, resource))
+		tokens = []token.Token{t}
+	case v1.ServicePrincipal, v1.ServicePrincipalCertificate:
+		tokens, err = s.apps.tokens(ctx, id, resource)
 	default:
-		return nil, unusable("AzureIdentity %s/%s has type %d, which does not exist: set spec.type to 0, 1 or 2", id.Namespace, id.Name, id.Spec.Type)
+		err = unusable("AzureIdentity %s/%s has type %d, which does not exist: set spec.type to 0, 1 or 2", id.Namespace, id.Name, id.Spec.Type)
 	}
+	if err != nil {
+		return nil, err
+	}
+	s.recent.add(resource)
+	return tokens, nil
+}
+
+// request asks by resource id, because that is what mic was allowed to assign:
+// an AzureIdentity that pairs its own resource id with a foreign client id must
+// not get the foreign token.
+func request(id *v1.AzureIdentity, resource string) token.Request {
+	return token.Request{ResourceID: id.Spec.ResourceID, Resource: resource}
 }
 
 // Metadata asks the node's metadata service, for pods with an exception.
@@ -121,24 +147,113 @@ func (s *Source) Metadata(ctx context.Context, r token.Request) (token.Token, er
 // for, and forgets that they were refused before. It does not wait.
 func (s *Source) Prefetch(ctx context.Context, id *v1.AzureIdentity) {
 	s.init()
-	for _, resource := range s.Resources {
-		if id.Spec.Type == v1.UserAssignedMSI {
-			s.machine.Prefetch(ctx, token.Request{ResourceID: id.Spec.ResourceID, Resource: resource})
+	resources := s.recent.with(s.Resources)
+	switch id.Spec.Type {
+	case v1.UserAssignedMSI:
+		if id.Spec.ResourceID == "" {
+			return
 		}
+		for _, resource := range resources {
+			s.machine.Prefetch(ctx, request(id, resource))
+		}
+	case v1.ServicePrincipal, v1.ServicePrincipalCertificate:
+		s.apps.prefetch(ctx, id, resources)
 	}
 }
 
 func (s *Source) init() {
 	s.once.Do(func() {
+		if s.Entra == nil {
+			s.Entra = &entra.Client{Now: s.Now}
+		}
 		s.machine = &token.Cache[token.Request]{
 			Fetch:       s.Machine.Token,
 			Judge:       judge,
 			Concurrency: metadataConcurrency, Rate: metadataRate, RefusedMax: metadataRefusedMax,
 			Patience: s.Patience, Now: s.Now,
+			OnHit: s.hit, OnMiss: s.miss,
+			OnFetch: func(r token.Request, took time.Duration, err error) {
+				kind := OperationUserAssigned
+				if r.ClientID == "" && r.ResourceID == "" && r.ObjectID == "" {
+					kind = OperationMSI
+				}
+				s.observe(Operation{Type: kind, Took: took, Err: err})
+			},
 		}
+		s.apps = newPrincipals(s)
 	})
 }
 
-func unusable(format string, args ...any) error {
-	return &imds.Error{Status: 503, Code: imds.CodeInvalidRequest, Description: fmt.Sprintf(format, args...)}
+func (s *Source) hit() { s.cached(true) }
+
+func (s *Source) miss() { s.cached(false) }
+
+func (s *Source) cached(hit bool) {
+	if s.Cached != nil {
+		s.Cached(hit)
+	}
+}
+
+func (s *Source) observe(o Operation) {
+	if s.Observe != nil {
+		s.Observe(o)
+	}
+}
+
+func (s *Source) report(id *v1.AzureIdentity, err error) {
+	logger := s.Logger
+	if logger == nil {
+		logger = slog.Default()
+	}
+	if err != nil {
+		logger.Warn("the credential of an identity needs attention", "namespace", id.Namespace, "identity", id.Name, "err", err)
+	} else {
+		logger.Info("a new credential is in use", "namespace", id.Namespace, "identity", id.Name)
+	}
+	if s.Report != nil {
+		s.Report(id, err)
+	}
+}
+
+func (s *Source) now() time.Time {
+	if s.Now == nil {
+		return time.Now()
+	}
+	return s.Now()
+}
+
+// A recent remembers the resources that tokens were issued for on this node,
+// a handful, the oldest first.
+type recent struct {
+	mu        sync.RWMutex
+	resources []string
+}
+
+const maxRecent = 8
+
+func (r *recent) add(resource string) {
+	r.mu.RLock()
+	known := slices.Contains(r.resources, resource)
+	r.mu.RUnlock()
+	if known {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if slices.Contains(r.resources, resource) {
+		return
+	}
+	if len(r.resources) == maxRecent {
+		r.resources = r.resources[1:]
+	}
+	r.resources = append(r.resources, resource)
+}
+
+// with returns the resources and those that are always wanted, each once.
+func (r *recent) with(always []string) []string {
+	r.mu.RLock()
+	all := slices.Concat(always, r.resources)
+	r.mu.RUnlock()
+	slices.Sort(all)
+	return slices.Compact(all)
 }
