@@ -12,6 +12,11 @@
 //	     *.vault.azure.net              vault         secrets
 //	     Config.Hosts                   the caller's own, such as a cluster's issuer
 //	pod ── IMDS ──────────> Metadata(machine)         in process, plain http
+//	owner ── control.sock ─> faults, clock, request log, settings
+//
+// Every request passes the faults that its owner has put in force (package
+// fault) and is written to the request log (package journal). All parts tell
+// the time by one clock, which can be shifted.
 //
 // All parts share one state file: an ARM request that creates an identity is
 // one transaction over management's and directory's values.
@@ -32,11 +37,16 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/lanyard-id/lanyard/internal/azure"
+	"github.com/lanyard-id/lanyard/internal/cloud/control"
+	"github.com/lanyard-id/lanyard/internal/cloud/fault"
+	"github.com/lanyard-id/lanyard/internal/cloud/journal"
 	"github.com/lanyard-id/lanyard/internal/cloud/login"
 	"github.com/lanyard-id/lanyard/internal/cloud/management"
+	"github.com/lanyard-id/lanyard/internal/cloud/management/compute"
 	"github.com/lanyard-id/lanyard/internal/cloud/metadata"
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
 	"github.com/lanyard-id/lanyard/internal/cloud/vault"
@@ -44,6 +54,7 @@ import (
 
 const (
 	stateFile         = "cloud.db"
+	logFile           = "requests.log"
 	readHeaderTimeout = 10 * time.Second
 	readTimeout       = time.Minute
 	idleTimeout       = 2 * time.Minute
@@ -56,9 +67,14 @@ type Config struct {
 	// StateDir holds everything that survives a restart. It is made with
 	// mode 0700 if it does not exist; one process at a time can use it.
 	StateDir string
-	// Now is the clock of tokens, secrets and resources; nil means
-	// time.Now. Certificates follow the real one.
+	// Now is the base of the clock of tokens, secrets and resources, which
+	// Clock can shift; nil means time.Now. Certificates follow the real one.
 	Now func() time.Time
+	// Settings are how honest the cloud is about time and limits. The zero
+	// value is quick.
+	Settings control.Settings
+	// Control opens the door for the cloud's owner, STATEDIR/control.sock.
+	Control bool
 	// Issuers fetches the discovery documents and keys of external OIDC
 	// issuers. nil means a client that trusts the cloud's own authority
 	// and the system's roots; hosts in Hosts are asked in process.
@@ -78,8 +94,14 @@ type Cloud struct {
 	hosts   map[string]http.Handler // exact names
 	tunnels tunnelSet
 	loop    *loop
-	stop    context.CancelFunc // ends the server on loop
-	stopped chan error         // its last word
+	stop    context.CancelFunc // ends the servers on loop and at the door
+	stopped chan error         // their last words
+	servers int
+
+	faults   fault.Set
+	clock    control.Clock
+	journal  *journal.Journal
+	settings atomic.Pointer[control.Settings]
 
 	login      *login.Server
 	management *management.Server
@@ -108,10 +130,11 @@ func Open(c Config) (*Cloud, error) {
 }
 
 func open(config Config, db *state.DB) (*Cloud, error) {
-	c := &Cloud{db: db, now: config.Now, logger: config.Logger, hosts: map[string]http.Handler{}, loop: newLoop()}
-	if c.now == nil {
-		c.now = time.Now
-	}
+	c := &Cloud{db: db, logger: config.Logger, hosts: map[string]http.Handler{}, loop: newLoop()}
+	c.clock.Base = config.Now
+	c.now = c.clock.Now
+	c.settings.Store(&config.Settings)
+	c.faults.OnHit = func(r *http.Request, id string) { journal.NoteOf(r.Context()).Fault = id }
 	if c.logger == nil {
 		c.logger = slog.Default()
 	}
@@ -132,8 +155,15 @@ func open(config Config, db *state.DB) (*Cloud, error) {
 	if c.login, err = login.New(login.Config{DB: db, Issuers: issuers, Now: c.now, Logger: c.logger}); err != nil {
 		return nil, err
 	}
-	c.management = &management.Server{DB: db, Verify: c.login.Verify, VaultDeleted: vault.DeleteVault, Now: c.now, Logger: c.logger}
-	c.metadata = &metadata.Server{DB: db, Tokens: c.login.ManagedIdentityToken, Now: c.now, Logger: c.logger}
+	c.management = &management.Server{
+		DB: db, Verify: c.login.Verify, VaultDeleted: vault.DeleteVault, Compute: c.computeSettings, Now: c.now, Logger: c.logger,
+		Limits: func() bool { return c.Settings().Limits },
+	}
+	c.metadata = &metadata.Server{
+		DB: db, Tokens: c.login.ManagedIdentityToken, Settle: c.management.Settle, Now: c.now, Logger: c.logger,
+		Limits:  func() bool { return c.Settings().Limits },
+		Updates: func() bool { return c.Settings().MetadataUpdates },
+	}
 	c.vault = &vault.Server{DB: db, Verify: c.login.Verify, Now: c.now, Logger: c.logger}
 	for _, h := range azure.LoginHosts() {
 		c.hosts[h] = c.login.Handler()
@@ -144,15 +174,59 @@ func open(config Config, db *state.DB) (*Cloud, error) {
 	for _, h := range []string{azure.HostGraph, hostGraphClassic, azure.SuffixVault} {
 		c.hosts[h] = http.HandlerFunc(c.notServed)
 	}
-	c.serveLoop()
+	if c.journal, err = journal.Open(filepath.Join(config.StateDir, logFile)); err != nil {
+		return nil, err
+	}
+	var door net.Listener
+	if config.Control {
+		if door, err = control.Listen(context.Background(), config.StateDir); err != nil {
+			return nil, errors.Join(err, c.journal.Close())
+		}
+	}
+	c.serve(door)
 	return c, nil
 }
 
-// serveLoop serves the in-process listener until Close.
-func (c *Cloud) serveLoop() {
+// serve serves the in-process listener and the door, if there is one, until
+// Close.
+func (c *Cloud) serve(door net.Listener) {
 	ctx, stop := context.WithCancel(context.Background())
-	c.stop, c.stopped = stop, make(chan error, 1)
+	c.stop, c.stopped, c.servers = stop, make(chan error, 2), 1
 	go func() { c.stopped <- c.Serve(ctx, c.loop) }()
+	if door == nil {
+		return
+	}
+	c.servers++
+	owner := control.Server{Faults: &c.faults, Clock: &c.clock, Journal: c.journal, Settings: c.Settings, SetSettings: c.SetSettings}
+	s := &http.Server{
+		Handler: owner.Handler(), ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
+		ErrorLog:    slog.NewLogLogger(c.logger.Handler(), slog.LevelDebug),
+		BaseContext: func(net.Listener) context.Context { return ctx }, // whoever follows the log is let go
+	}
+	go func() { c.stopped <- run(ctx, s, door) }()
+}
+
+// Faults are the faults in force.
+func (c *Cloud) Faults() *fault.Set { return &c.faults }
+
+// Clock is what all parts of the cloud tell the time by.
+func (c *Cloud) Clock() *control.Clock { return &c.clock }
+
+// Journal is the request log.
+func (c *Cloud) Journal() *journal.Journal { return c.journal }
+
+// Settings are those in force.
+func (c *Cloud) Settings() control.Settings { return *c.settings.Load() }
+
+// SetSettings changes them for the requests to come.
+func (c *Cloud) SetSettings(s control.Settings) { c.settings.Store(&s) }
+
+func (c *Cloud) computeSettings() compute.Settings {
+	s := c.Settings()
+	return compute.Settings{
+		Duration: time.Duration(s.OperationDuration), RetryAfter: time.Duration(s.OperationRetryAfter),
+		IdentitiesPerPatch: s.IdentitiesPerPatch, IdentitiesPerMachine: s.IdentitiesPerMachine,
+	}
 }
 
 const hostGraphClassic = "graph.windows.net"
@@ -186,7 +260,7 @@ func (c *Cloud) Handler() http.Handler {
 		if h == nil {
 			h = http.HandlerFunc(c.notServed)
 		}
-		c.record(h, host).ServeHTTP(w, r)
+		c.record(c.faults.Wrap(h, host, "", failureForm(host)), host, "").ServeHTTP(w, r)
 	})
 }
 
@@ -239,7 +313,10 @@ func hostname(hostport string) string {
 // Metadata is the instance metadata service of one virtual machine or scale
 // set instance, by its ARM id, with the identities that ARM put on it. It is
 // plain http, for 169.254.169.254 on that machine.
-func (c *Cloud) Metadata(machineID string) http.Handler { return c.metadata.Handler(machineID) }
+func (c *Cloud) Metadata(machineID string) http.Handler {
+	h := c.faults.Wrap(c.metadata.Handler(machineID), azure.AddressMetadata, machineID, failureForm(azure.AddressMetadata))
+	return c.record(h, azure.AddressMetadata, machineID)
+}
 
 // TLSConfig is for servers in front of Handler: one certificate for all
 // names, HTTP/2 and HTTP/1.1.
@@ -263,6 +340,8 @@ func (c *Cloud) Serve(ctx context.Context, ln net.Listener) error {
 		Handler: c.Handler(), ReadHeaderTimeout: readHeaderTimeout, ReadTimeout: readTimeout,
 		IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader, ErrorLog: slog.NewLogLogger(c.logger.Handler(), slog.LevelDebug),
 	}
+	// Nobody waits for requests that hang on a fault.
+	defer context.AfterFunc(ctx, func() { _, _ = c.faults.Clear() })()
 	return run(ctx, s, tls.NewListener(ln, c.TLSConfig()))
 }
 
@@ -330,6 +409,9 @@ func (c *Cloud) issuerClient(own map[string]http.Handler) *http.Client {
 func (c *Cloud) Close() error {
 	c.tunnels.closeAll()
 	c.stop()
-	err := <-c.stopped
-	return errors.Join(err, c.db.Close())
+	var errs []error
+	for range c.servers {
+		errs = append(errs, <-c.stopped)
+	}
+	return errors.Join(append(errs, c.journal.Close(), c.db.Close())...)
 }

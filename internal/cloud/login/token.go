@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/lanyard-id/lanyard/internal/cloud/directory"
+	"github.com/lanyard-id/lanyard/internal/cloud/journal"
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
 	"github.com/lanyard-id/lanyard/internal/entra"
 )
@@ -31,6 +32,7 @@ type client struct {
 func (s *Server) serveToken(w http.ResponseWriter, r *http.Request, x *exchange, tenant string, v entra.Version) error {
 	req, parseErr := entra.ParseTokenRequest(r, v)
 	x.client = req.ClientID[:min(len(req.ClientID), maxShownClient)]
+	journal.NoteOf(r.Context()).Client = x.client
 	if uuid.Validate(req.CorrelationID) == nil {
 		x.CorrelationID = req.CorrelationID
 	}

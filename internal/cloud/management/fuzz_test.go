@@ -51,4 +51,3 @@ func FuzzRoute(f *testing.F) {
 		}
 	})
 }
-

@@ -3,10 +3,11 @@
 //	request
 //	   1 imds.Classify         token endpoint, instance document, versions, or nothing
 //	   2 imds.CheckHeaders     "Metadata: true", not forwarded; before anything is looked up
-//	   3 management            the machine, with the identities that Resource Manager put on it
-//	   4 choose                which identity is meant
-//	   5 Tokens                a token for it
-//	   6 imds.WriteToken
+//	   3 limits                429 beyond so many requests of this machine a second, if they are on
+//	   4 compute               the machine, with the identities that Resource Manager put on it; 410 while it changes
+//	   5 choose                which identity is meant
+//	   6 Tokens                a token for it
+//	   7 imds.WriteToken
 //
 // A handler serves one machine. Nothing in a request can name another one: which machine asks is decided by the
 // listener, as in Azure by the host that the machine runs on. Tokens are not cached.
@@ -26,6 +27,7 @@ import (
 
 	"github.com/lanyard-id/lanyard/internal/azure"
 	"github.com/lanyard-id/lanyard/internal/cloud/directory"
+	"github.com/lanyard-id/lanyard/internal/cloud/journal"
 	"github.com/lanyard-id/lanyard/internal/cloud/management/compute"
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
 	"github.com/lanyard-id/lanyard/internal/entra"
@@ -40,8 +42,16 @@ type Server struct {
 	// Tokens issues a token to the managed identity with this principal id (login.Server.ManagedIdentityToken).
 	Tokens func(ctx context.Context, principalID, resource string) (token.Token, error)
 
+	// Settle brings the state up to date before it is read (management.Server.Settle); nil means that it always is.
+	Settle func() error
+	// Limits says whether Azure's limits per machine hold, Updates whether the token endpoint answers 410 while the
+	// machine is being changed. Both are read at each request; nil means no.
+	Limits, Updates func() bool
+
 	Now    func() time.Time // nil means time.Now
 	Logger *slog.Logger     // nil means slog.Default
+
+	limits limits
 }
 
 // Handler returns the metadata service of one machine: /subscriptions/…/virtualMachines/N or
@@ -85,6 +95,11 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, machineID string)
 	path := strings.TrimSuffix(strings.ToLower(r.URL.Path), "/")
 	switch {
 	case kind == imds.Instance:
+		leave, err := s.enter(machineID, instanceCategory())
+		if err != nil {
+			return err
+		}
+		defer leave()
 		return s.serveInstance(w, r, machineID, path)
 	case kind == imds.Other && path == "/metadata/versions":
 		writeJSON(w, http.StatusOK, map[string][]string{"apiVersions": versions()})
@@ -98,9 +113,17 @@ func (s *Server) serveToken(w http.ResponseWriter, r *http.Request, machineID st
 	if err != nil {
 		return err
 	}
+	leave, err := s.enter(machineID, identityCategory())
+	if err != nil {
+		return err
+	}
+	defer leave()
 	m, err := s.machine(machineID)
 	if err != nil {
 		return err
+	}
+	if since := m.UpdatingSince; s.Updates != nil && s.Updates() && !since.IsZero() && s.now().Sub(since) < longestUpdate {
+		return &imds.Error{Status: http.StatusGone, Code: imds.CodeUnknown, Description: "The metadata service is being updated; it is back in at most 70 seconds", Err: errors.New("an operation on the machine is in progress")}
 	}
 	chosen, err := choose(m.Identities, q)
 	if err != nil {
@@ -117,6 +140,7 @@ func (s *Server) serveToken(w http.ResponseWriter, r *http.Request, machineID st
 		return err
 	}
 	t.Resource = q.Resource
+	journal.NoteOf(r.Context()).Client = chosen.ClientID
 	s.logger().InfoContext(r.Context(), "metadata token issued", "machine", machineID, "token", t)
 	imds.WriteToken(w, t, s.now())
 	return nil
@@ -160,6 +184,11 @@ func (s *Server) machine(machineID string) (m compute.Machine, err error) {
 	id, err := azure.ParseResourceID(machineID)
 	if err != nil {
 		return m, err
+	}
+	if s.Settle != nil {
+		if err := s.Settle(); err != nil {
+			return m, err
+		}
 	}
 	var found bool
 	err = s.DB.View(func(tx *state.Tx) (err error) { m, found, err = compute.FindMachine(tx, id); return err })
