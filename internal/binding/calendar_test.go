@@ -193,7 +193,10 @@ func slowly(t testing.TB, s *v1.Schedule, from time.Time, n int) []bool {
 		parsed = p.(*cron.SpecSchedule)
 		parsed.Location = time.UTC
 	}
-	wall := func(t time.Time) time.Time { _, o := t.In(zone).Zone(); return t.UTC().Add(time.Duration(o) * time.Second) }
+	wall := func(t time.Time) time.Time {
+		_, o := t.In(zone).Zone()
+		return t.UTC().Add(time.Duration(o) * time.Second)
+	}
 	run := func(m time.Time) bool { // whether cron starts at this minute
 		// The wall clock runs from the minute before to this one: usually a minute.
 		for w := wall(m); ; w = w.Add(-time.Minute) {

@@ -56,10 +56,10 @@ func (b *Bound) at(now time.Time) (open bool, changes time.Time) {
 	}
 	for t := now; ; {
 		open, changes = b.limits(t)
-		if open && t.Equal(now) || changes.IsZero() {
-			return open && t.Equal(now), changes
-		}
-		if open {
+		switch {
+		case t.Equal(now) && open, !open && changes.IsZero():
+			return open, changes
+		case open:
 			return false, t
 		}
 		t = changes // nothing opens before, but another limit may be closed then
