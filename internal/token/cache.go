@@ -80,6 +80,9 @@ type Unavailable struct {
 	Err        error         // of the last attempt; ErrPending if it goes on
 }
 
+// usedGrain is how exactly the last use of an entry is known.
+const usedGrain = time.Second
+
 // ErrPending says that the upstream has not answered yet.
 var ErrPending = errors.New("the upstream has not answered yet")
 
@@ -216,9 +219,14 @@ func (e *entry[K]) refusal(mono time.Time) error {
 func (e *entry[K]) touch(mono time.Time) {
 	// One writer a second is enough to know, and keeps the line in every
 	// core's cache.
-	if t := mono.UnixNano(); t-e.used.Load() > int64(time.Second) {
+	if t := mono.UnixNano(); t-e.used.Load() > int64(usedGrain) {
 		e.used.Store(t)
 	}
+}
+
+// usedSince reports whether a caller asked at the instant mono or later.
+func (e *entry[K]) usedSince(mono time.Time) bool {
+	return e.used.Load() >= mono.Add(-usedGrain).UnixNano()
 }
 
 // launch returns the key's fetch and starts it if there is none, or only one
@@ -291,7 +299,7 @@ func (c *Cache[K]) keep(e *entry[K], f *flight) {
 	stale := f.renewal != e.renewal.Load() // a Renew came in between
 	if f.err == nil {
 		if !stale || old == nil || !old.usable(wall, mono) {
-			e.held.Store(newHeld(f.token, f.renewal, wall, mono))
+			e.held.Store(newHeld(f, wall, mono))
 		}
 		if !stale {
 			e.failures, e.err, e.failure, e.retryAt = 0, nil, Failure{}, time.Time{}

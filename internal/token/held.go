@@ -31,8 +31,8 @@ type held struct {
 	refreshAfter time.Duration // age from which on it is due
 }
 
-func newHeld(t Token, renewal uint64, wall, mono time.Time) *held {
-	h := &held{token: t, renewal: renewal, expires: t.ExpiresOn.Round(0), fetchedWall: wall, fetched: mono}
+func newHeld(f *flight, wall, mono time.Time) *held {
+	h := &held{token: f.token, renewal: f.renewal, expires: f.token.ExpiresOn.Round(0), fetchedWall: wall, fetched: mono}
 	h.lifetime = h.expires.Sub(wall)
 	h.refreshAfter = refreshAfter(h.lifetime, rand.Float64())
 	return h

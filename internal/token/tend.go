@@ -47,9 +47,9 @@ func (c *Cache[K]) tend(ctx context.Context) {
 		h := e.held.Load()
 		switch idle := h == nil || !h.usable(wall, mono); {
 		case e.flight != nil || mono.Before(e.retryAt):
-		case idle && mono.UnixNano()-e.used.Load() > int64(time.Minute):
+		case idle && !e.usedSince(mono.Add(-time.Minute)):
 			c.remove(e)
-		case !idle && h.due(wall, mono) && e.used.Load() >= h.fetched.UnixNano():
+		case !idle && h.due(wall, mono) && e.usedSince(mono.Add(-h.lifetime)):
 			_, _ = c.launch(ctx, e) // fails only when the cache is closed
 		}
 		e.mu.Unlock()
