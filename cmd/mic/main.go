@@ -18,12 +18,16 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 	"sigs.k8s.io/controller-runtime/pkg/log"
+	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 
 	"github.com/lanyard-id/lanyard/internal/mic"
+	"github.com/lanyard-id/lanyard/internal/mic/arm"
+	"github.com/lanyard-id/lanyard/internal/mic/taint"
 )
 
 var version = "devel" // set by the linker
@@ -50,6 +54,7 @@ may use.
                                       as whom the cluster itself acts
   mic --kubeconfig=$HOME/.kube/config --leader-election-namespace=default
                                       outside the cluster
+  mic crds                            apply this version's CRDs, and end
 
 Flags:
 `
@@ -58,7 +63,10 @@ Flags:
 type settings struct {
 	kubeconfig, cloudConfig, logFormat string
 	leaderNamespace, leaderName        string
-	leaderDuration, recheck            time.Duration
+	leaderInstance                     string
+	leaderEndpoints                    bool
+	leaderDuration, recheck, lead      time.Duration
+	startupTaint, agents, userAgent    string
 	forceNamespaced, version           bool
 	immutable                          string
 	qps                                float64
@@ -68,6 +76,9 @@ type settings struct {
 }
 
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+	if len(args) > 0 && args[0] == "crds" {
+		return crds(ctx, args[1:], getenv, stdout, stderr)
+	}
 	s, err := parse(args, getenv, stdout, stderr)
 	if err != nil {
 		return err
@@ -84,6 +95,13 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	klog.SetSlogLogger(config.Logger)
 	log.SetLogger(logr.FromSlogHandler(config.Logger.Handler()))
 	config.Logger.InfoContext(ctx, "starting", "version", version)
+	// controller-runtime serves this registry, with what it counts itself.
+	if config.Metrics, err = mic.NewMetrics(ctrlmetrics.Registry); err != nil {
+		return err
+	}
+	if cloud, ok := config.Cloud.(*arm.Client); ok {
+		cloud.Observe = config.Metrics.Cloud
+	}
 	return mic.Run(ctx, config)
 }
 
@@ -102,6 +120,12 @@ func parse(args []string, getenv func(string) string, stdout, stderr io.Writer) 
 	f.StringVar(&s.leaderNamespace, "leader-election-namespace", "default", "`namespace` of the Lease; empty means no election")
 	f.StringVar(&s.leaderName, "leader-election-name", "aad-pod-identity-mic", "`name` of the Lease")
 	f.DurationVar(&s.leaderDuration, "leader-election-duration", 15*time.Second, "how long a Lease lasts without renewal")
+	f.StringVar(&s.leaderInstance, "leader-election-instance", hostname(), "`name` of this replica in the Lease")
+	f.BoolVar(&s.leaderEndpoints, "leader-election-endpoints-record", false, "also write who leads into the annotation of the Endpoints of that name, where Pod Identity v1 did")
+	f.DurationVar(&s.lead, "window-lead", 2*time.Minute, "how long before a binding opens its identity is put on the machine")
+	f.StringVar(&s.startupTaint, "startup-taint", "", "`key` of a taint that goes from a node when nmi is ready there, such as lanyard.id/nmi-not-ready; empty leaves nodes alone")
+	f.StringVar(&s.agents, "startup-taint-nmi", "", "label `selector` of nmi's pods, in mic's own namespace; empty means component=nmi or app.kubernetes.io/component=nmi")
+	f.StringVar(&s.userAgent, "custom-user-agent", "", "`text` that requests to Azure and the API server bear beside mic's name")
 	f.DurationVar(&s.recheck, "identity-assignment-reconcile-interval", 3*time.Minute, "how often each machine is compared with the cloud; 0 means only on changes")
 	f.StringVar(&s.immutable, "immutable-user-msis", "", "comma-separated `client ids` of identities that are never taken away from a machine")
 	f.Float64Var(&s.qps, "clientQps", 0, "limit of requests to the API server per second; 0 leaves it to the server's own fairness")
@@ -120,13 +144,11 @@ func parse(args []string, getenv func(string) string, stdout, stderr io.Writer) 
 func acceptV1(f *flag.FlagSet) {
 	for name, why := range map[string]string{
 		"syncRetryDuration":              "failures are retried with back-off",
-		"leader-election-instance":       "each process names itself",
 		"createDeleteBatch":              "pods are handled side by side",
 		"config-map-name":                "old spellings are rewritten as they come",
 		"type-upgrade-status-key":        "old spellings are rewritten as they come",
 		"update-user-msi-max-retry":      "identities that Azure refuses are told apart at once",
 		"update-user-msi-retry-interval": "identities that Azure refuses are told apart at once",
-		"custom-user-agent":              "",
 		"v":                              "verbosity of v1's log",
 	} {
 		f.String(name, "", "accepted for v1's manifests, without effect: "+why)
@@ -155,8 +177,17 @@ func (s settings) check(rest []string) error {
 		return errors.New("--leader-election-name is empty: name the Lease, or set --leader-election-namespace= for no election")
 	case s.leaderDuration < time.Second:
 		return fmt.Errorf("--leader-election-duration=%s: at least a second is needed", s.leaderDuration)
-	case s.recheck < 0 || s.qps < 0:
-		return errors.New("--identity-assignment-reconcile-interval and --clientQps must not be negative")
+	case s.leaderNamespace != "" && s.leaderInstance == "":
+		return errors.New("--leader-election-instance is empty: name this replica")
+	case s.leaderEndpoints && s.leaderNamespace == "":
+		return errors.New("--leader-election-endpoints-record needs --leader-election-namespace: without an election nobody leads")
+	case s.recheck < 0 || s.qps < 0 || s.lead < 0:
+		return errors.New("--identity-assignment-reconcile-interval, --window-lead and --clientQps must not be negative")
+	case strings.ContainsAny(s.userAgent, "\r\n"):
+		return errors.New("--custom-user-agent must be one line")
+	}
+	if _, err := labels.Parse(s.agents); err != nil {
+		return fmt.Errorf("--startup-taint-nmi: %w", err)
 	}
 	return nil
 }
@@ -166,19 +197,16 @@ func (s settings) config() (mic.Config, error) {
 	if s.logFormat == "text" {
 		logger = slog.New(slog.NewTextHandler(s.stdout, nil))
 	}
-	account, err := s.account()
-	if err != nil {
+	files := &arm.Files{Paths: s.files(), Load: s.account, Logger: logger}
+	if err := files.Open(); err != nil {
 		return mic.Config{}, err
 	}
-	cloud, err := account.Connect()
-	if err != nil {
-		return mic.Config{}, err
-	}
+	cloud := &arm.Client{Source: files}
 	kube, err := kubeConfig(s.kubeconfig)
 	if err != nil {
 		return mic.Config{}, err
 	}
-	kube.UserAgent = "lanyard/mic/" + version
+	kube.UserAgent = strings.TrimSpace("lanyard/mic/" + version + " " + s.userAgent)
 	kube.QPS = -1
 	if s.qps > 0 {
 		kube.QPS, kube.Burst = float32(s.qps), max(1, int(s.qps))
@@ -189,36 +217,69 @@ func (s settings) config() (mic.Config, error) {
 			immutable = append(immutable, id)
 		}
 	}
-	return mic.Config{
-		Kubernetes:              kube,
-		Cloud:                   cloud,
-		Assignee:                account.Assignee(),
-		ForceNamespaced:         s.forceNamespaced,
-		ImmutableClientIDs:      immutable,
-		Recheck:                 s.recheck,
-		LeaderElection:          s.leaderNamespace != "",
-		LeaderElectionNamespace: s.leaderNamespace,
-		LeaderElectionName:      s.leaderName,
-		LeaseDuration:           s.leaderDuration,
-		HealthAddress:           address(s.probePort),
-		MetricsAddress:          address(s.metricsPort),
-		Logger:                  logger,
-	}, nil
+	agents := taint.Agents{Namespace: s.getenv("MIC_POD_NAMESPACE"), Selectors: mic.AgentSelectors()}
+	if agents.Namespace == "" {
+		agents.Namespace = "default"
+	}
+	if s.agents != "" {
+		selector, err := labels.Parse(s.agents)
+		if err != nil {
+			return mic.Config{}, fmt.Errorf("--startup-taint-nmi: %w", err)
+		}
+		agents.Selectors = []labels.Selector{selector}
+	}
+	c := mic.Config{
+		Kubernetes:         kube,
+		Cloud:              cloud,
+		Assignee:           cloud.Assignee,
+		ForceNamespaced:    s.forceNamespaced,
+		ImmutableClientIDs: immutable,
+		Recheck:            s.recheck,
+		WindowLead:         s.lead,
+		StartupTaint:       s.startupTaint,
+		Agents:             agents,
+		HealthAddress:      address(s.probePort),
+		MetricsAddress:     address(s.metricsPort),
+		Logger:             logger,
+	}
+	if s.leaderNamespace != "" {
+		c.Election = &mic.Election{Namespace: s.leaderNamespace, Name: s.leaderName, Instance: s.leaderInstance, Duration: s.leaderDuration, EndpointsRecord: s.leaderEndpoints}
+	}
+	return c, nil
+}
+
+func hostname() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return "" // then the flag is needed
+	}
+	return name
+}
+
+// files are those that the account is read from.
+func (s settings) files() []string {
+	var out []string
+	for _, f := range []string{s.cloudConfig, s.getenv("AZURE_ENVIRONMENT_FILEPATH")} {
+		if f != "" {
+			out = append(out, f)
+		}
+	}
+	return out
 }
 
 // account is as whom the controller acts: an azure.json, or v1's environment.
-func (s settings) account() (mic.Account, error) {
-	var a mic.Account
+func (s settings) account() (arm.Account, error) {
+	var a arm.Account
 	if s.cloudConfig != "" {
 		data, err := os.ReadFile(s.cloudConfig)
 		if err != nil {
 			return a, fmt.Errorf("reading --cloudconfig: %w", err)
 		}
-		if a, err = mic.ParseAccount(data); err != nil {
+		if a, err = arm.ParseAccount(data); err != nil {
 			return a, err
 		}
 	} else {
-		a = mic.Account{
+		a = arm.Account{
 			Cloud:        s.getenv("CLOUD"),
 			TenantID:     s.getenv("TENANT_ID"),
 			ClientID:     s.getenv("CLIENT_ID"),
@@ -233,12 +294,13 @@ func (s settings) account() (mic.Account, error) {
 			a.UseMSI = use
 		}
 	}
-	if path := s.getenv("AZURE_ENVIRONMENT_FILEPATH"); path != "" && strings.EqualFold(a.Cloud, "AzureStackCloud") {
+	a.UserAgent = s.userAgent
+	if path := s.getenv("AZURE_ENVIRONMENT_FILEPATH"); path != "" && a.Custom() {
 		data, err := os.ReadFile(path)
 		if err != nil {
 			return a, fmt.Errorf("reading AZURE_ENVIRONMENT_FILEPATH: %w", err)
 		}
-		e, err := mic.ParseEndpoints(data)
+		e, err := arm.ParseEndpoints(data)
 		if err != nil {
 			return a, err
 		}
