@@ -2,48 +2,84 @@
 // service to an agent on the node instead, with netfilter rules of its own
 // that are written over netlink.
 //
-//	pod ── tcp 169.254.169.254:80 ──> prerouting: dnat ──> agent
+//	pod ── tcp 169.254.169.254:80 ──> bridge: who is at this port?  ──> sources: from where it says? ──> prerouting: dnat ──> agent
 //	anybody ── tcp agent ───────────> input: dropped, unless it came by the dnat
+//	process of the node ── tcp 169.254.169.254:80 ──> output: reset, unless it is the agent (BlockHost)
 //
 // The rules outlive the process that wrote them: while no agent listens, a
 // pod's connection is refused, and never reaches the node's own metadata
 // service. We take them away in Remove only; what a firewall takes away when it
 // is loaded anew, Keep writes again. A process in the host's network is not
 // led anywhere: prerouting sees only what arrives from outside.
+//
+// # Sources
+//
+// The agent tells pods apart by their addresses, and a pod with NET_RAW sends
+// any address that it likes. With Rules.Guard a packet to the metadata address
+// goes on only if one of these holds:
+//
+//   - It came to the IP layer by the port (veth) that its source address belongs
+//     to, according to Admit. Package sandbox finds that out.
+//   - It came over a bridge, which hides the port from the IP layer, and our
+//     chain in the bridge saw it at the port that its address belongs to. That
+//     chain marks it, and drops nothing on this way: what it does not
+//     understand, such as a fragment or a frame in two VLAN tags, comes to the
+//     IP layer without the mark and is dropped there.
+//   - It came by an interface that is no bridge, and the route back to its
+//     source leads there. So pods with a route each are known before anybody
+//     has told us.
+//
+// That keeps false requests out. So that true answers go to nobody else, the
+// bridge also drops, from ports that we know, ARP and IPv6 neighbour messages
+// that claim an address of another known port or of the node, and frames with
+// the hardware address of another known port.
+//
+// An address that is not admitted yet, because its pod is new or no agent
+// runs, gets no answer over a bridge; Admit is quicker than a runtime starts a
+// container. What was admitted stays so without an agent. That is safe as the
+// kernel gives the index of an interface once, and a port's addresses do not
+// change.
+//
+// Other ways that were weighed: tc or netdev hooks have to be put on each new
+// veth, so that a new pod is unguarded until they are; the interface that a
+// socket's packets came by (IP_PKTINFO) is the bridge; permanent neighbour
+// entries would cut a new pod with a former pod's address off while no agent
+// runs.
 package redirect
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"net"
+	"log/slog"
 	"net/netip"
-	"time"
+	"sync"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/binaryutil"
-	"github.com/google/nftables/expr"
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
+
+	"github.com/lanyard-id/lanyard/internal/sandbox"
 )
 
-// TableName is the name of our table: nothing else in the kernel is touched.
+// TableName is the name of our tables, one for each of the families ip, ip6
+// and bridge: nothing else in the kernel is touched.
 const TableName = "lanyard-nmi"
 
-const (
-	chainPrerouting = "prerouting"
-	chainInput      = "input"
-)
-
-// beforeServices is the priority of the prerouting chain: before kube-proxy's
-// and iptables' own address translation, which sit at dstnat (-100).
-const beforeServices = -110
-
-// Rules say what is led where. Both addresses must be IPv4, which is all that
-// the metadata service speaks.
+// Rules say what is led where.
 type Rules struct {
 	Metadata netip.AddrPort // 169.254.169.254:80
-	Agent    netip.AddrPort // the node's own address, not loopback, and the agent's port
+	Agent    netip.AddrPort // the node's own IPv4 address, not loopback, and the agent's port
+
+	// The same for IPv6; zero if IPv6 is not led. Azure has no such metadata
+	// address: it is one of our own, and needs a route in pods, which the
+	// default route is.
+	Metadata6, Agent6 netip.AddrPort
+
+	// Guard holds packets to the port that their source address belongs to.
+	// Over a bridge only what Admit was told gets through.
+	Guard bool
+
+	// BlockHost resets connections of the node's own processes to the
+	// metadata addresses, except for sockets that carry Mark.
+	BlockHost bool
 }
 
 func (r Rules) validate() error {
@@ -53,177 +89,161 @@ func (r Rules) validate() error {
 	if !r.Agent.IsValid() || !r.Agent.Addr().Is4() || r.Agent.Port() == 0 {
 		return fmt.Errorf("the agent's address %s is not an IPv4 address and a port", r.Agent)
 	}
-	if r.Agent.Addr().IsLoopback() || r.Agent.Addr().IsUnspecified() {
-		return fmt.Errorf("the agent's address %s cannot be led to: use an address of the node that pods can reach", r.Agent)
+	if r.Metadata6.IsValid() != r.Agent6.IsValid() {
+		return errors.New("the metadata service and the agent need an IPv6 address both, or none")
+	}
+	if r.Metadata6.IsValid() && (!plain6(r.Metadata6.Addr()) || !plain6(r.Agent6.Addr()) || r.Agent6.Port() == 0) {
+		return fmt.Errorf("%s and %s are not IPv6 addresses and ports", r.Metadata6, r.Agent6)
+	}
+	for _, a := range []netip.AddrPort{r.Agent, r.Agent6} {
+		if a.IsValid() && (a.Addr().IsLoopback() || a.Addr().IsUnspecified()) {
+			return fmt.Errorf("the agent's address %s cannot be led to: use an address of the node that pods can reach", a)
+		}
 	}
 	return nil
+}
+
+func plain6(a netip.Addr) bool { return a.Is6() && !a.Is4In6() && a.Zone() == "" }
+
+// A Writer writes rules, and what they have to know about pods. Its methods
+// may be called concurrently; each acts on the network namespace of the
+// calling goroutine, and needs CAP_NET_ADMIN there.
+type Writer struct {
+	Rules  Rules
+	Logger *slog.Logger // nil means slog.Default
+
+	mu       sync.Mutex
+	told     bool // cables are known, be there any or none
+	cables   []sandbox.Cable
+	contents contents // of the sets, as last written
 }
 
 // Install writes the rules in one transaction, in the place of those that an
 // earlier Install wrote, and cuts the connections that the kernel still leads
-// elsewhere: an established connection would otherwise keep its old way. It
-// needs CAP_NET_ADMIN in the node's network namespace.
-func Install(r Rules) error {
-	if err := r.validate(); err != nil {
+// elsewhere: an established connection would otherwise keep its old way. What
+// an earlier agent had admitted stays admitted.
+func (w *Writer) Install() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.install()
+}
+
+func (w *Writer) install() error {
+	if err := w.Rules.validate(); err != nil {
 		return fmt.Errorf("redirecting the metadata service: %w", err)
 	}
 	c, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("redirecting the metadata service: %w", err)
 	}
-	r.replace(c)
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("redirecting the metadata service: writing netfilter rules (CAP_NET_ADMIN and nf_tables are needed): %w", err)
+	if w.Rules.Guard && !w.told {
+		if w.cables, err = known(c); err != nil {
+			return fmt.Errorf("redirecting the metadata service: reading what an earlier agent admitted: %w", err)
+		}
+		w.told = true
 	}
-	if err := cut(stray{r.Metadata, r.Agent}); err != nil {
+	next, err := w.Rules.contents(w.cables)
+	if err != nil {
 		return fmt.Errorf("redirecting the metadata service: %w", err)
+	}
+	if err := w.Rules.replace(c, next); err != nil {
+		return fmt.Errorf("redirecting the metadata service: %w", err)
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("redirecting the metadata service: writing netfilter rules (CAP_NET_ADMIN and nf_tables are needed, with the bridge family for guarding sources): %w", err)
+	}
+	w.contents = next
+	for _, s := range w.Rules.strays() {
+		if err := s.cut(); err != nil {
+			return fmt.Errorf("redirecting the metadata service: %w", err)
+		}
 	}
 	return nil
 }
 
+// Known is what an earlier agent had admitted: Table.Known of package sandbox
+// wants it. It is to be called after Install, before the first Admit.
+func (w *Writer) Known() []sandbox.Cable {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.cables
+}
+
+// Admit says which pods are at which ports, all of them. Without Guard it does
+// nothing.
+func (w *Writer) Admit(cables []sandbox.Cable) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.cables, w.told = cables, true
+	if !w.Rules.Guard {
+		return nil
+	}
+	next, err := w.Rules.contents(cables)
+	if err != nil {
+		return fmt.Errorf("admitting pods: %w", err)
+	}
+	c, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("admitting pods: %w", err)
+	}
+	changed, err := w.Rules.update(c, w.contents, next)
+	if err == nil && changed {
+		err = c.Flush()
+	}
+	if err == nil {
+		w.contents = next
+		return nil
+	}
+	// The sets are not what we left: somebody else took them away.
+	w.logger().Warn("the sets of admitted pods were changed by somebody else; installing the rules again", "err", err)
+	return w.install()
+}
+
+func (w *Writer) logger() *slog.Logger {
+	if w.Logger != nil {
+		return w.Logger
+	}
+	return slog.Default()
+}
+
+// Install writes rules that need no Writer: those without Guard.
+func Install(r Rules) error { return (&Writer{Rules: r}).Install() }
+
 // Remove takes the rules away and cuts the connections that they led: pods
-// then reach the node's own metadata service. It is no error if there are none.
-func Remove(metadata netip.AddrPort) error {
+// then reach the node's own metadata service. metadata is one or both of the
+// addresses that pods asked. It is no error if there are no rules.
+func Remove(metadata ...netip.AddrPort) error {
 	c, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("removing the redirection: %w", err)
 	}
-	t, err := table(c)
-	if err != nil {
+	for _, f := range families() {
+		t, err := table(c, f)
+		if err != nil {
+			return fmt.Errorf("removing the redirection: %w", err)
+		}
+		if t != nil {
+			c.DelTable(t)
+		}
+	}
+	if err := c.Flush(); err != nil {
 		return fmt.Errorf("removing the redirection: %w", err)
 	}
-	if t != nil {
-		c.DelTable(t)
-		if err := c.Flush(); err != nil {
+	for _, m := range metadata {
+		if err := (stray{from: m}).cut(); err != nil {
 			return fmt.Errorf("removing the redirection: %w", err)
 		}
 	}
-	if err := cut(stray{from: metadata}); err != nil {
-		return fmt.Errorf("removing the redirection: %w", err)
-	}
 	return nil
 }
 
-// Keep looks at the rules at this interval until ctx ends, and installs them
-// again if somebody else has taken them away: a firewall that is loaded anew
-// flushes all tables, and pods would reach the node's own metadata service from
-// then on. lost is told each time. The error is that of an Install, or nil
-// when ctx has ended.
-func Keep(ctx context.Context, r Rules, interval time.Duration, lost func()) error {
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		if ok, err := installed(); ok && err == nil {
-			continue
-		}
-		lost()
-		if err := Install(r); err != nil {
-			return err
-		}
-	}
+func families() []nftables.TableFamily {
+	return []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6, nftables.TableFamilyBridge}
 }
 
-// installed reports whether the table is there with both of its rules.
-func installed() (bool, error) {
-	c, err := nftables.New()
-	if err != nil {
-		return false, err
-	}
-	t, err := table(c)
-	if t == nil || err != nil {
-		return false, err
-	}
-	for _, name := range []string{chainPrerouting, chainInput} {
-		rules, err := c.GetRules(t, &nftables.Chain{Name: name, Table: t})
-		if err != nil || len(rules) == 0 {
-			return false, err
-		}
-	}
-	return true, nil
-}
-
-// replace queues the whole table; the kernel takes the batch at once or not
-// at all. Adding the table first makes its deletion valid where there is none.
-func (r Rules) replace(c *nftables.Conn) {
-	t := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: TableName}
-	c.AddTable(t)
-	c.DelTable(t)
-	c.AddTable(t)
-	pre := c.AddChain(&nftables.Chain{
-		Name: chainPrerouting, Table: t, Type: nftables.ChainTypeNAT,
-		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRef(beforeServices),
-	})
-	c.AddRule(&nftables.Rule{Table: t, Chain: pre, Exprs: join(notFromLoopback(), tcpTo(r.Metadata), dnat(r.Agent))})
-	in := c.AddChain(&nftables.Chain{
-		Name: chainInput, Table: t, Type: nftables.ChainTypeFilter,
-		Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter,
-	})
-	c.AddRule(&nftables.Rule{Table: t, Chain: in, Exprs: join(notFromLoopback(), tcpTo(r.Agent), unlessTranslated(), drop())})
-}
-
-func join(parts ...[]expr.Any) []expr.Any {
-	var all []expr.Any
-	for _, p := range parts {
-		all = append(all, p...)
-	}
-	return all
-}
-
-// notFromLoopback matches packets of other hosts and pods.
-func notFromLoopback() []expr.Any {
-	lo := make([]byte, unix.IFNAMSIZ)
-	copy(lo, "lo")
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: lo},
-	}
-}
-
-// tcpTo matches TCP packets to one address and port. Offsets: RFC 791 section
-// 3.1 (destination address) and RFC 9293 section 3.1 (destination port).
-func tcpTo(to netip.AddrPort) []expr.Any {
-	return []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: to.Addr().AsSlice()},
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(to.Port())},
-		&expr.Counter{},
-	}
-}
-
-func dnat(to netip.AddrPort) []expr.Any {
-	return []expr.Any{
-		&expr.Immediate{Register: 1, Data: to.Addr().AsSlice()},
-		&expr.Immediate{Register: 2, Data: binaryutil.BigEndian.PutUint16(to.Port())},
-		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1, RegProtoMin: 2},
-	}
-}
-
-// statusDestinationNAT is IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h.
-const statusDestinationNAT = 1 << 5
-
-// unlessTranslated matches packets of connections whose destination was not
-// rewritten.
-func unlessTranslated() []expr.Any {
-	return []expr.Any{
-		&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(statusDestinationNAT), Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)},
-	}
-}
-
-func drop() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}} }
-
-// table finds our table; nil means that there is none.
-func table(c *nftables.Conn) (*nftables.Table, error) {
-	tables, err := c.ListTablesOfFamily(nftables.TableFamilyIPv4)
+// table finds our table of a family; nil means that there is none.
+func table(c *nftables.Conn, f nftables.TableFamily) (*nftables.Table, error) {
+	tables, err := c.ListTablesOfFamily(f)
 	if err != nil {
 		return nil, fmt.Errorf("listing netfilter tables: %w", err)
 	}
@@ -233,29 +253,4 @@ func table(c *nftables.Conn) (*nftables.Table, error) {
 		}
 	}
 	return nil, nil
-}
-
-// stray matches connections from pods to an address that lead anywhere but to
-// the agent; with no agent, all of them.
-type stray struct{ from, agent netip.AddrPort }
-
-// MatchConntrackFlow implements netlink.CustomConntrackFilter.
-func (s stray) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
-	if f.Forward.Protocol != unix.IPPROTO_TCP || !same(f.Forward.DstIP, f.Forward.DstPort, s.from) {
-		return false
-	}
-	return !s.agent.IsValid() || !same(f.Reverse.SrcIP, f.Reverse.SrcPort, s.agent)
-}
-
-func same(ip net.IP, port uint16, want netip.AddrPort) bool {
-	a, ok := netip.AddrFromSlice(ip)
-	return ok && a.Unmap() == want.Addr() && port == want.Port()
-}
-
-func cut(s stray) error {
-	_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.FAMILY_V4, s)
-	if err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("cutting connections of the old way: %w", err)
-	}
-	return nil
 }
