@@ -51,16 +51,17 @@ func TestTheManifestsOfPodIdentityV1Parse(t *testing.T) {
 		t.Fatal(err)
 	}
 	type shown struct {
-		Force, Election                  bool
-		Namespace, Name, Health, Metrics string
-		Lease, Recheck                   time.Duration
-		Immutable                        []string
-		Assignee                         string
-		QPS                              float32
-		Burst                            int
+		Force, Election           bool
+		Namespace, Name, Instance string
+		Health, Metrics           string
+		Lease, Recheck, Lead      time.Duration
+		Immutable                 []string
+		Assignee                  string
+		QPS                       float32
+		Burst                     int
 	}
-	got := shown{c.ForceNamespaced, c.LeaderElection, c.LeaderElectionNamespace, c.LeaderElectionName, c.HealthAddress, c.MetricsAddress, c.LeaseDuration, c.Recheck, c.ImmutableClientIDs, c.Assignee, c.Kubernetes.QPS, c.Kubernetes.Burst}
-	want := shown{true, true, "kube-system", "m", ":8081", "", 20 * time.Second, time.Minute, []string{"A", "b"}, "c", 5, 5}
+	got := shown{c.ForceNamespaced, c.Election != nil, c.Election.Namespace, c.Election.Name, c.Election.Instance, c.HealthAddress, c.MetricsAddress, c.Election.Duration, c.Recheck, c.WindowLead, c.ImmutableClientIDs, c.Assignee(), c.Kubernetes.QPS, c.Kubernetes.Burst}
+	want := shown{true, true, "kube-system", "m", "$(MIC_POD_NAME)", ":8081", "", 20 * time.Second, time.Minute, 2 * time.Minute, []string{"A", "b"}, "c", 5, 5}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}

@@ -28,6 +28,8 @@ import (
 	"github.com/lanyard-id/lanyard/internal/azure"
 	"github.com/lanyard-id/lanyard/internal/lab/labtest"
 	"github.com/lanyard-id/lanyard/internal/mic"
+	"github.com/lanyard-id/lanyard/internal/mic/arm"
+	"github.com/lanyard-id/lanyard/internal/mic/machines"
 )
 
 var cluster = &labtest.Cluster{CRDs: deploy.FS}
@@ -51,7 +53,7 @@ func (c *cloud) Identities(_ context.Context, machine azure.ResourceID) ([]azure
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.gone[machine.Key()] {
-		return nil, &mic.CloudError{Status: http.StatusNotFound, Code: "ResourceNotFound", Message: "not found"}
+		return nil, &arm.Error{Status: http.StatusNotFound, Code: "ResourceNotFound", Message: "not found"}
 	}
 	var out []azure.ResourceID
 	for k := range c.machines[machine.Key()] {
@@ -315,12 +317,12 @@ func (w *world) install() {
 
 // run starts a controller with the rights of its manifest; stop ends it and waits. It is stopped at the end of
 // the test in any case.
-func (w *world) run(c mic.Cloud, edit ...func(*mic.Config)) (stop func()) {
+func (w *world) run(c machines.Cloud, edit ...func(*mic.Config)) (stop func()) {
 	w.Helper()
 	w.install()
 	kube := cluster.Config(w.T)
 	kube.Impersonate = rest.ImpersonationConfig{UserName: "system:serviceaccount:default:aad-pod-id-mic-service-account", Groups: []string{"system:serviceaccounts", "system:serviceaccounts:default", "system:authenticated"}}
-	config := mic.Config{Kubernetes: kube, Cloud: c, Assignee: assignee, Logger: slog.New(slog.NewTextHandler(w.Output(), nil))}
+	config := mic.Config{Kubernetes: kube, Cloud: c, Assignee: func() string { return assignee }, ReportDelay: 20 * time.Millisecond, Logger: slog.New(slog.NewTextHandler(w.Output(), nil))}
 	for _, e := range edit {
 		e(&config)
 	}

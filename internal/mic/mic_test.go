@@ -22,6 +22,7 @@ import (
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
 	"github.com/lanyard-id/lanyard/internal/azure"
 	"github.com/lanyard-id/lanyard/internal/mic"
+	"github.com/lanyard-id/lanyard/internal/mic/arm"
 )
 
 // documents reads the manifests of mission document 001 as they are written
@@ -211,7 +212,7 @@ func TestAnImmutableIdentityStaysInWhateverCaseItIsWritten(t *testing.T) {
 }
 
 // refuseAdding refuses every update that adds an identity of this name.
-func refuseAdding(name string, e mic.CloudError) func(context.Context, azure.ResourceID, []azure.ResourceID, []azure.ResourceID) error {
+func refuseAdding(name string, e arm.Error) func(context.Context, azure.ResourceID, []azure.ResourceID, []azure.ResourceID) error {
 	return func(_ context.Context, _ azure.ResourceID, add, _ []azure.ResourceID) error {
 		for _, id := range add {
 			if id.Name() == name {
@@ -224,7 +225,7 @@ func refuseAdding(name string, e mic.CloudError) func(context.Context, azure.Res
 
 func TestABadIdentityHoldsUpNoOther(t *testing.T) {
 	w, c := newWorld(t), &cloud{}
-	c.setRefuse(refuseAdding("bad", mic.CloudError{Status: http.StatusBadRequest, Code: "FailedIdentityOperation", Message: "it was not found"}))
+	c.setRefuse(refuseAdding("bad", arm.Error{Status: http.StatusBadRequest, Code: "FailedIdentityOperation", Message: "it was not found"}))
 	for _, name := range []string{"a", "bad", "c", "d"} {
 		w.bind(name)
 		w.pod(w.ns, "pod-"+name, w.node, w.label(name))
@@ -247,7 +248,7 @@ func TestAMissingRoleIsNamedAndItsRepairNoticed(t *testing.T) {
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			w, c := newWorld(t), &cloud{}
-			c.setRefuse(refuseAdding("i", mic.CloudError{Status: http.StatusForbidden, Code: x.code, Message: "no"}))
+			c.setRefuse(refuseAdding("i", arm.Error{Status: http.StatusForbidden, Code: x.code, Message: "no"}))
 			_, b := w.bind("i")
 			w.pod(w.ns, "p", w.node, w.label("i"))
 			w.run(c)
@@ -423,8 +424,8 @@ func TestWhatIsWrittenWronglyIsToldInPlainWords(t *testing.T) {
 	w.pod(w.ns, "pod-bad", w.node, w.label("bad"))
 	w.pod(w.ns, "pod-lost", w.node, w.label("lost"))
 	w.pod(w.ns, "pod-bare", "bare-"+w.ns, w.label("good"))
-	w.awaitEvent(bad, v1.KindAzureIdentity, "InvalidIdentity", "az identity show")
-	w.awaitEvent(bind, v1.KindAzureIdentityBinding, "InvalidIdentity", "spec.resourceID")
+	w.awaitEvent(bad, v1.KindAzureIdentity, "InvalidResourceID", "az identity show")
+	w.awaitEvent(bind, v1.KindAzureIdentityBinding, "InvalidResourceID", "spec.resourceID")
 	w.awaitEvent(lost, v1.KindAzureIdentityBinding, "IdentityMissing", "there is no AzureIdentity nobody in namespace "+w.ns)
 	w.awaitEvent(good, v1.KindAzureIdentityBinding, "NoMachine", `providerID "kind://local/node"`)
 	w.awaitCondition(w.ns, "pod-bare", "not a machine of Azure")
@@ -447,8 +448,8 @@ func TestOneReplicaLeadsAndSaysSo(t *testing.T) {
 	w, c := newWorld(t), &cloud{}
 	elect := func(address string) func(*mic.Config) {
 		return func(c *mic.Config) {
-			c.LeaderElection, c.LeaderElectionNamespace, c.LeaderElectionName = true, "default", "aad-pod-identity-mic"
-			c.LeaseDuration, c.HealthAddress = 2*time.Second, address
+			c.Election = &mic.Election{Namespace: "default", Name: "aad-pod-identity-mic", Instance: "mic-" + address[len(address)-1:], Duration: 2 * time.Second, EndpointsRecord: true}
+			c.HealthAddress = address
 		}
 	}
 	get := func(url string) string {

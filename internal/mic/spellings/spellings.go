@@ -1,4 +1,9 @@
-package mic
+// Package spellings rewrites objects whose fields are in the spelling of releases
+// of Pod Identity before 1.6, as they come. It does always what Pod Identity v1
+// did once, when its configuration did not say that it was done: so a manifest
+// in the old spelling that is applied today works too, and no ConfigMap has to
+// keep a record.
+package spellings
 
 import (
 	"context"
@@ -19,20 +24,21 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
+	"github.com/lanyard-id/lanyard/internal/mic/assigned"
 )
 
 const eventSpellings = "SpellingConflict"
 
-// Spellings rewrites objects whose fields are in the spelling of releases
-// before 1.6, on the raw object: nothing else changes.
-type Spellings struct {
+// A Controller rewrites on the raw object: nothing but the spelling changes.
+type Controller struct {
 	Client client.Client
 	Live   client.Reader // reads past the cache
 	Events events.EventRecorder
 	Logger *slog.Logger // nil means slog.Default
 }
 
-func (c *Spellings) setUp(m manager.Manager) error {
+// SetUp registers the controllers, one for each kind.
+func (c *Controller) SetUp(m manager.Manager) error {
 	for kind, obj := range map[string]client.Object{
 		v1.KindAzureIdentity:             &v1.AzureIdentity{},
 		v1.KindAzureIdentityBinding:      &v1.AzureIdentityBinding{},
@@ -54,7 +60,7 @@ func (c *Spellings) setUp(m manager.Manager) error {
 	return nil
 }
 
-func (c *Spellings) rewrite(ctx context.Context, kind string, key types.NamespacedName) error {
+func (c *Controller) rewrite(ctx context.Context, kind string, key types.NamespacedName) error {
 	obj := &unstructured.Unstructured{}
 	obj.SetGroupVersionKind(v1.GroupVersion().WithKind(kind))
 	if err := c.Live.Get(ctx, key, obj); err != nil {
@@ -72,12 +78,12 @@ func (c *Spellings) rewrite(ctx context.Context, kind string, key types.Namespac
 		return fmt.Errorf("comparing %s %s: %w", kind, key, err)
 	}
 	if err := c.Client.Patch(ctx, obj, client.RawPatch(types.MergePatchType, patch)); err != nil {
-		if ignoreGone(err) == nil {
+		if assigned.IgnoreGone(err) == nil {
 			return nil // a newer version is on its way here
 		}
 		return fmt.Errorf("rewriting %s %s: %w", kind, key, err)
 	}
-	logger(c.Logger).InfoContext(ctx, "old spellings rewritten", "kind", kind, "namespace", key.Namespace, "name", key.Name, "conflicts", len(conflicts))
+	c.logger().InfoContext(ctx, "old spellings rewritten", "kind", kind, "namespace", key.Namespace, "name", key.Name, "conflicts", len(conflicts))
 	for _, conflict := range conflicts {
 		c.Events.Eventf(obj, nil, corev1.EventTypeWarning, eventSpellings, "Normalize", "%s", conflict.String())
 	}
@@ -100,4 +106,11 @@ func difference(from, to map[string]any, resourceVersion string) ([]byte, error)
 		return nil, err
 	}
 	return jsonpatch.MergePatch(patch, fmt.Appendf(nil, `{"metadata":{"resourceVersion":%q}}`, resourceVersion))
+}
+
+func (c *Controller) logger() *slog.Logger {
+	if c.Logger != nil {
+		return c.Logger
+	}
+	return slog.Default()
 }

@@ -1,4 +1,4 @@
-package mic_test
+package arm_test
 
 import (
 	"context"
@@ -13,13 +13,13 @@ import (
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
-	"github.com/Azure/azure-sdk-for-go/sdk/azcore/arm"
+	azarm "github.com/Azure/azure-sdk-for-go/sdk/azcore/arm"
 	azcloud "github.com/Azure/azure-sdk-for-go/sdk/azcore/cloud"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/lanyard-id/lanyard/internal/azure"
-	"github.com/lanyard-id/lanyard/internal/mic"
+	"github.com/lanyard-id/lanyard/internal/mic/arm"
 )
 
 type credential struct{}
@@ -51,15 +51,28 @@ func (m *manager) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprint(w, m.get)
 }
 
-func azureCloud(t *testing.T, m *manager) *mic.AzureCloud {
+func azureCloud(t *testing.T, m *manager) *arm.Client {
 	t.Helper()
 	srv := httptest.NewTLSServer(m)
 	t.Cleanup(srv.Close)
-	return &mic.AzureCloud{Credential: credential{}, Options: arm.ClientOptions{DisableRPRegistration: true, ClientOptions: policy.ClientOptions{
+	return &arm.Client{Source: &arm.Connection{Credential: credential{}, Options: azarm.ClientOptions{DisableRPRegistration: true, ClientOptions: policy.ClientOptions{
 		Transport: srv.Client(),
 		Retry:     policy.RetryOptions{MaxRetries: -1},
 		Cloud:     azcloud.Configuration{Services: map[azcloud.ServiceName]azcloud.ServiceConfiguration{azcloud.ResourceManager: {Endpoint: srv.URL, Audience: "a"}}},
-	}}}
+	}}}}
+}
+
+const (
+	subscription = "/subscriptions/11111111-2222-3333-4444-555555555555"
+	group        = subscription + "/resourceGroups/nodes"
+	idPrefix     = subscription + "/resourcegroups/myResourceGroup/providers/Microsoft.ManagedIdentity/userAssignedIdentities/"
+)
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
 }
 
 func TestAPatchNamesOnlyWhatChanges(t *testing.T) {
@@ -107,12 +120,12 @@ func TestWhatAzureRefusesKeepsItsCode(t *testing.T) {
 		get    string
 		status int
 		body   string
-		want   mic.CloudError
+		want   arm.Error
 	}{
-		{"a role is missing", `{}`, 403, `{"error":{"code":"LinkedAuthorizationFailed","message":"m"}}`, mic.CloudError{Status: 403, Code: "LinkedAuthorizationFailed", Message: "m"}},
-		{"throttled", `{}`, 429, `{"error":{"code":"TooManyRequests","message":"m"}}`, mic.CloudError{Status: 429, Code: "TooManyRequests", Message: "m", RetryAfter: 17 * time.Second}},
-		{"not JSON", `{}`, 502, `<html>`, mic.CloudError{Status: 502, Message: "Bad Gateway"}},
-		{"the machine is on its way out", `{"properties":{"provisioningState":"Deleting"}}`, 200, ``, mic.CloudError{Status: 409, Code: "Deleting", Message: "the machine is being deleted"}},
+		{"a role is missing", `{}`, 403, `{"error":{"code":"LinkedAuthorizationFailed","message":"m"}}`, arm.Error{Status: 403, Code: "LinkedAuthorizationFailed", Message: "m"}},
+		{"throttled", `{}`, 429, `{"error":{"code":"TooManyRequests","message":"m"}}`, arm.Error{Status: 429, Code: "TooManyRequests", Message: "m", RetryAfter: 17 * time.Second}},
+		{"not JSON", `{}`, 502, `<html>`, arm.Error{Status: 502, Message: "Bad Gateway"}},
+		{"the machine is on its way out", `{"properties":{"provisioningState":"Deleting"}}`, 200, ``, arm.Error{Status: 409, Code: "Deleting", Message: "the machine is being deleted"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m := &manager{get: c.get, answer: func(w http.ResponseWriter) {
@@ -123,7 +136,7 @@ func TestWhatAzureRefusesKeepsItsCode(t *testing.T) {
 				fmt.Fprint(w, c.body)
 			}}
 			err := azureCloud(t, m).Update(t.Context(), machine, id, nil)
-			var e *mic.CloudError
+			var e *arm.Error
 			if !errors.As(err, &e) {
 				t.Fatalf("%T %v", err, err)
 			}
@@ -137,23 +150,23 @@ func TestWhatAzureRefusesKeepsItsCode(t *testing.T) {
 }
 
 func TestAccountsSayWhatIsMissing(t *testing.T) {
-	full := mic.Account{TenantID: "t", ClientID: "c", ClientSecret: "s3cret"}
-	with := func(edit func(*mic.Account)) mic.Account { a := full; edit(&a); return a }
+	full := arm.Account{TenantID: "t", ClientID: "c", ClientSecret: "s3cret"}
+	with := func(edit func(*arm.Account)) arm.Account { a := full; edit(&a); return a }
 	for _, c := range []struct {
 		name     string
-		account  mic.Account
+		account  arm.Account
 		assignee string
 		err      string
 	}{
 		{"a service principal", full, "c", ""},
-		{"a sovereign cloud", with(func(a *mic.Account) { a.Cloud = "AzureUSGovernmentCloud" }), "c", ""},
-		{"a managed identity", mic.Account{UseMSI: true, MSIClientID: "m"}, "m", ""},
-		{"azure.json of a cluster with a managed identity", mic.Account{ClientID: "msi", ClientSecret: "msi"}, "", ""},
-		{"no secret", with(func(a *mic.Account) { a.ClientSecret = "" }), "c", "set TENANT_ID, CLIENT_ID and CLIENT_SECRET"},
-		{"an unknown cloud", with(func(a *mic.Account) { a.Cloud = "Nimbus" }), "c", `unknown cloud "Nimbus"`},
-		{"a custom cloud without its description", with(func(a *mic.Account) { a.Cloud = "AzureStackCloud" }), "c", "AZURE_ENVIRONMENT_FILEPATH"},
-		{"a custom cloud", with(func(a *mic.Account) {
-			a.Cloud, a.Endpoints = "AzureStackCloud", &mic.Endpoints{Authority: "https://login.example/", Manager: "https://manager.example"}
+		{"a sovereign cloud", with(func(a *arm.Account) { a.Cloud = "AzureUSGovernmentCloud" }), "c", ""},
+		{"a managed identity", arm.Account{UseMSI: true, MSIClientID: "m"}, "m", ""},
+		{"azure.json of a cluster with a managed identity", arm.Account{ClientID: "msi", ClientSecret: "msi"}, "", ""},
+		{"no secret", with(func(a *arm.Account) { a.ClientSecret = "" }), "c", "set TENANT_ID, CLIENT_ID and CLIENT_SECRET"},
+		{"an unknown cloud", with(func(a *arm.Account) { a.Cloud = "Nimbus" }), "c", `unknown cloud "Nimbus"`},
+		{"a custom cloud without its description", with(func(a *arm.Account) { a.Cloud = "AzureStackCloud" }), "c", "AZURE_ENVIRONMENT_FILEPATH"},
+		{"a custom cloud", with(func(a *arm.Account) {
+			a.Cloud, a.Endpoints = "AzureStackCloud", &arm.Endpoints{Authority: "https://login.example/", Manager: "https://manager.example"}
 		}), "c", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -172,14 +185,14 @@ func TestAccountsSayWhatIsMissing(t *testing.T) {
 }
 
 func TestConfigurationFilesAreReadAndNeverQuoted(t *testing.T) {
-	a, err := mic.ParseAccount([]byte(`{"cloud":"AzurePublicCloud","tenantId":"t","aadClientId":"c","aadClientSecret":"s","useManagedIdentityExtension":true,"userAssignedIdentityID":"u","vmType":"vmss"}`))
-	if diff := cmp.Diff(mic.Account{Cloud: "AzurePublicCloud", TenantID: "t", ClientID: "c", ClientSecret: "s", UseMSI: true, MSIClientID: "u"}, a); diff != "" || err != nil {
+	a, err := arm.ParseAccount([]byte(`{"cloud":"AzurePublicCloud","tenantId":"t","aadClientId":"c","aadClientSecret":"s","useManagedIdentityExtension":true,"userAssignedIdentityID":"u","vmType":"vmss"}`))
+	if diff := cmp.Diff(arm.Account{Cloud: "AzurePublicCloud", TenantID: "t", ClientID: "c", ClientSecret: "s", UseMSI: true, MSIClientID: "u"}, a); diff != "" || err != nil {
 		t.Errorf("%v (-want +got)\n%s", err, diff)
 	}
-	if _, err := mic.ParseAccount([]byte(`{"aadClientSecret":"s3cret"`)); err == nil || strings.Contains(err.Error(), "s3cret") {
+	if _, err := arm.ParseAccount([]byte(`{"aadClientSecret":"s3cret"`)); err == nil || strings.Contains(err.Error(), "s3cret") {
 		t.Errorf("got %v", err)
 	}
-	if _, err := mic.ParseEndpoints([]byte(`{}`)); err == nil || !strings.Contains(err.Error(), "resourceManagerEndpoint") {
+	if _, err := arm.ParseEndpoints([]byte(`{}`)); err == nil || !strings.Contains(err.Error(), "resourceManagerEndpoint") {
 		t.Errorf("got %v", err)
 	}
 }

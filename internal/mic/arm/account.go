@@ -1,13 +1,15 @@
-package mic
+package arm
 
 import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
+	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
-	"github.com/Azure/azure-sdk-for-go/sdk/azcore/arm"
+	azarm "github.com/Azure/azure-sdk-for-go/sdk/azcore/arm"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/cloud"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
@@ -25,6 +27,8 @@ type Account struct {
 
 	// Endpoints, if not nil, replaces what Cloud stands for.
 	Endpoints *Endpoints `json:"-"`
+	// UserAgent is sent beside mic's own; empty means nothing is.
+	UserAgent string `json:"-"`
 }
 
 // Endpoints of a cloud that has no well-known name. Its JSON form is the file
@@ -55,6 +59,9 @@ func ParseEndpoints(data []byte) (Endpoints, error) {
 	}
 	return e, nil
 }
+
+// Custom reports whether the cloud's endpoints come from a file.
+func (a Account) Custom() bool { return strings.EqualFold(a.Cloud, "AzureStackCloud") }
 
 // Assignee is the client id that the controller acts as; empty for a
 // system-assigned identity.
@@ -94,15 +101,23 @@ func (a Account) configuration() (cloud.Configuration, error) {
 	}
 }
 
-// Connect makes a Cloud that acts as the account. It sends nothing yet.
-func (a Account) Connect() (*AzureCloud, error) {
+// Connect makes a Connection as the account. It sends nothing yet.
+func (a Account) Connect() (*Connection, error) {
 	conf, err := a.configuration()
 	if err != nil {
 		return nil, err
 	}
 	base := policy.ClientOptions{Cloud: conf, Telemetry: policy.TelemetryOptions{ApplicationID: "aad-pod-identity/MIC"}}
-	// The controller has its own back-off and other machines to look after.
-	base.Retry = policy.RetryOptions{MaxRetries: 1}
+	if a.UserAgent != "" {
+		base.PerCallPolicies = []policy.Policy{suffix(a.UserAgent)}
+	}
+	// The controller has its own back-off and other machines to look after: one
+	// quick retry, and none where Azure asks to wait. A server that accepts and
+	// never answers holds up its machine only so long.
+	base.Retry = policy.RetryOptions{
+		MaxRetries: 1, RetryDelay: 200 * time.Millisecond, TryTimeout: 2 * time.Minute,
+		StatusCodes: []int{http.StatusRequestTimeout, http.StatusInternalServerError, http.StatusBadGateway, http.StatusGatewayTimeout},
+	}
 	var cred azcore.TokenCredential
 	switch {
 	case a.managed():
@@ -122,5 +137,14 @@ func (a Account) Connect() (*AzureCloud, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making the credential for Azure: %w", err)
 	}
-	return &AzureCloud{Credential: cred, Options: arm.ClientOptions{ClientOptions: base, DisableRPRegistration: true}}, nil
+	return &Connection{Credential: cred, Options: azarm.ClientOptions{ClientOptions: base, DisableRPRegistration: true}, Assignee: a.Assignee()}, nil
+}
+
+// A suffix of the user agent.
+type suffix string
+
+func (s suffix) Do(req *policy.Request) (*http.Response, error) {
+	h := req.Raw().Header
+	h.Set("User-Agent", strings.TrimSpace(h.Get("User-Agent")+" "+string(s)))
+	return req.Next()
 }

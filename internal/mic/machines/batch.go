@@ -1,0 +1,236 @@
+package machines
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+
+	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
+	"github.com/lanyard-id/lanyard/internal/azure"
+	"github.com/lanyard-id/lanyard/internal/binding"
+	"github.com/lanyard-id/lanyard/internal/mic/arm"
+	"github.com/lanyard-id/lanyard/internal/mic/assigned"
+)
+
+// maxAdded is how many identities one batch adds: what Azure takes in one
+// request, and what the note of it may hold. The others are the next batch.
+const maxAdded = 150
+
+// A batch is what is to be done about one machine. The assignments in it belong
+// to the cache and are never modified.
+type batch struct {
+	machine azure.ResourceID
+	memory  *memory
+	entries []*entry // by key of the identity
+	pending bool     // something waits
+	more    bool     // there is more than one batch may do
+	unclear bool     // the machine may have what a claim is about, and no other note says so
+}
+
+// An entry is one identity on one machine, with the assignments that want it
+// and those that let it go.
+type entry struct {
+	id       azure.ResourceID
+	wanted   []*v1.AzureAssignedIdentity
+	leaving  []*v1.AzureAssignedIdentity
+	added    bool // mic put it there
+	pinned   bool // it is never taken away
+	err      error
+	deferred bool // err is of an earlier attempt, and it is too early for the next
+	later    bool // its turn is the next batch
+}
+
+// batch groups assignments by identity, in a stable order.
+func (c *Controller) batch(machine azure.ResourceID, m *memory, items []v1.AzureAssignedIdentity) *batch {
+	b := &batch{machine: machine, memory: m}
+	byKey := map[string]*entry{}
+	claimed := map[string]bool{}
+	for i := range items {
+		a := &items[i]
+		for _, text := range claims(a) {
+			claimed[azure.Fold(text)] = true
+		}
+		ref := a.Spec.AzureIdentityRef
+		if ref == nil {
+			ref = &v1.AzureIdentity{}
+		}
+		id, err := binding.ManagedIdentity(ref)
+		if err != nil && a.DeletionTimestamp.IsZero() {
+			continue // never created by this controller
+		}
+		// One that names no identity (id is the root) has only to be let go.
+		e := byKey[id.Key()]
+		if e == nil {
+			e = &entry{id: id}
+			byKey[id.Key()] = e
+			b.entries = append(b.entries, e)
+		}
+		if a.DeletionTimestamp.IsZero() {
+			e.wanted = append(e.wanted, a)
+		} else if controllerutil.ContainsFinalizer(a, v1.AssignedFinalizer) {
+			e.leaving = append(e.leaving, a)
+			b.pending = true
+		}
+		switch a.Annotations[assigned.AddedAnnotation] {
+		case "true":
+			e.added = true
+		case "": // of Pod Identity v1, which put it there if it got that far
+			e.added = e.added || a.Status.Status != v1.AssignedIDCreated
+		}
+		e.pinned = e.pinned || slices.ContainsFunc(c.ImmutableClientIDs, func(id string) bool {
+			return azure.Fold(id) == azure.Fold(ref.Spec.ClientID)
+		})
+	}
+	slices.SortFunc(b.entries, func(a, b *entry) int { return cmp.Compare(a.id.Key(), b.id.Key()) })
+	now := c.now()
+	for _, e := range b.entries {
+		key := e.id.Key()
+		e.added = e.added || claimed[key]
+		if r := m.refused[key]; r != nil && len(e.wanted) > 0 && now.Before(r.until) {
+			e.err, e.deferred = r.err, true
+		}
+		b.pending = b.pending || slices.ContainsFunc(e.wanted, func(a *v1.AzureAssignedIdentity) bool {
+			if e.deferred {
+				return len(a.Status.Conditions) == 0 // it has not been told yet
+			}
+			return a.Status.Status != v1.AssignedIDAssigned || a.Annotations[assigned.AddedAnnotation] == "" || m.there != nil && !m.there[key]
+		})
+	}
+	for key := range m.refused {
+		if byKey[key] == nil {
+			delete(m.refused, key)
+		}
+	}
+	return b
+}
+
+// claims are the identities that an assignment notes as about to be added.
+func claims(a *v1.AzureAssignedIdentity) []string {
+	if text := a.Annotations[assigned.AddingAnnotation]; text != "" {
+		return strings.Split(text, ",")
+	}
+	return nil
+}
+
+// apply compares with the cloud and changes what differs. What an identity is to
+// blame for is noted on its entry; the error is of the machine.
+func (c *Controller) apply(ctx context.Context, b *batch) error {
+	m := b.memory
+	if _, due := m.due(c.now(), c.Recheck); due {
+		has, err := c.Cloud.Identities(ctx, b.machine)
+		if arm.Gone(err) {
+			for _, e := range b.entries {
+				if len(e.wanted) > 0 {
+					e.err, e.deferred = err, false
+				}
+			}
+			return nil // nothing to change; what leaves has left
+		}
+		if err != nil {
+			return err
+		}
+		m.there, m.checked = make(map[string]bool, len(has)), c.now()
+		for _, id := range has {
+			m.there[id.Key()] = true
+		}
+	}
+	var add, remove []*entry
+	for _, e := range b.entries {
+		switch on := m.there[e.id.Key()]; {
+		case e.deferred:
+		case len(e.wanted) > 0 && !on && len(add) == maxAdded:
+			e.later, b.more = true, true
+		case len(e.wanted) > 0 && !on:
+			add = append(add, e)
+		case len(e.wanted) == 0 && len(e.leaving) > 0 && on && e.added && !e.pinned:
+			remove = append(remove, e)
+		}
+	}
+	if err := c.claim(ctx, add); err != nil {
+		return err
+	}
+	return c.change(ctx, b, add, remove)
+}
+
+// claim notes on one assignment that mic is about to put the identities there.
+func (c *Controller) claim(ctx context.Context, add []*entry) error {
+	fresh := slices.DeleteFunc(slices.Clone(add), func(e *entry) bool { return e.added })
+	if len(fresh) == 0 {
+		return nil
+	}
+	e := fresh[0]
+	a := e.wanted[0]
+	list := claims(a)
+	for _, f := range fresh {
+		list = append(list, f.id.String())
+	}
+	next := a.DeepCopy()
+	assigned.SetAnnotation(next, assigned.AddingAnnotation, strings.Join(list, ","))
+	if err := c.Client.Patch(ctx, next, client.MergeFrom(a)); err != nil {
+		return fmt.Errorf("noting the intent on AzureAssignedIdentity %s/%s: %w", a.Namespace, a.Name, err)
+	}
+	e.wanted[0] = next
+	for _, f := range fresh {
+		f.added = true
+	}
+	return nil
+}
+
+// change asks for everything at once. If the cloud blames identities, those go
+// and the others are asked for again; if it does not say which, halves are tried
+// until the ones to blame are alone. They never hold up the others.
+func (c *Controller) change(ctx context.Context, b *batch, add, remove []*entry) error {
+	if len(add)+len(remove) == 0 {
+		return nil
+	}
+	err := c.Cloud.Update(ctx, b.machine, ids(add), ids(remove))
+	switch all := slices.Concat(add, remove); {
+	case err == nil:
+		for _, e := range add {
+			b.memory.there[e.id.Key()] = true
+		}
+		for _, e := range remove {
+			delete(b.memory.there, e.id.Key())
+		}
+		return nil
+	case !arm.BlamesIdentity(err):
+		for _, e := range all {
+			e.err = err
+		}
+		return err
+	case len(all) == 1:
+		all[0].err = err
+		return nil
+	default:
+		return c.split(ctx, b, add, remove, err)
+	}
+}
+
+func (c *Controller) split(ctx context.Context, b *batch, add, remove []*entry, err error) error {
+	if bad := arm.Blamed(err, ids(add)); len(bad) > 0 {
+		for _, i := range bad {
+			add[i].err = err
+		}
+		return c.change(ctx, b, slices.DeleteFunc(slices.Clone(add), func(e *entry) bool { return e.err != nil }), remove)
+	}
+	if len(remove) > 0 && len(add) > 0 {
+		return errors.Join(c.change(ctx, b, nil, remove), c.change(ctx, b, add, nil))
+	}
+	return errors.Join(
+		c.change(ctx, b, add[:len(add)/2], remove[:len(remove)/2]),
+		c.change(ctx, b, add[len(add)/2:], remove[len(remove)/2:]))
+}
+
+func ids(entries []*entry) []azure.ResourceID {
+	out := make([]azure.ResourceID, len(entries))
+	for i, e := range entries {
+		out[i] = e.id
+	}
+	return out
+}

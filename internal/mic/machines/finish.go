@@ -1,0 +1,174 @@
+package machines
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+
+	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
+	"github.com/lanyard-id/lanyard/internal/azure"
+	"github.com/lanyard-id/lanyard/internal/mic/arm"
+	"github.com/lanyard-id/lanyard/internal/mic/assigned"
+	"github.com/lanyard-id/lanyard/internal/mic/metrics"
+)
+
+// Reasons of events on bindings; the first four as Pod Identity v1 wrote them.
+const (
+	eventApplied        = "binding applied"
+	eventRemoved        = "binding removed"
+	eventApplyError     = "binding apply error"
+	eventRemoveError    = "binding remove error"
+	eventMachineUnknown = "MachineUnknown"
+)
+
+// writers is how many assignments of one machine are written side by side.
+const writers = 12
+
+// finish writes the outcome to the assignments and their bindings. A machine's
+// error counts for every identity that waits.
+//
+// Assignments that bear a claim come last, when what it is about bears its own
+// note: until then the claim is the only thing that tells mic's identities from
+// somebody else's.
+func (c *Controller) finish(ctx context.Context, b *batch, machineErr error) error {
+	err := c.write(ctx, b, machineErr, func(a *v1.AzureAssignedIdentity) bool { return len(claims(a)) == 0 })
+	if err != nil {
+		return err
+	}
+	b.unclear = machineErr != nil
+	for _, e := range b.entries {
+		b.unclear = b.unclear || e.later || e.err != nil && !arm.BlamesIdentity(e.err) && !arm.Gone(e.err)
+	}
+	return c.write(ctx, b, machineErr, func(a *v1.AzureAssignedIdentity) bool { return len(claims(a)) > 0 })
+}
+
+func (c *Controller) write(ctx context.Context, b *batch, machineErr error, which func(*v1.AzureAssignedIdentity) bool) error {
+	var g errgroup.Group // every one is tried, whatever happens to the others
+	g.SetLimit(writers)
+	for _, e := range b.entries {
+		cause := e.err
+		if cause == nil {
+			cause = machineErr
+		}
+		for _, a := range e.wanted {
+			if which(a) && !e.later {
+				g.Go(func() error { return c.wanted(ctx, b, e, a, cause) })
+			}
+		}
+		for _, a := range e.leaving {
+			if which(a) {
+				g.Go(func() error { return c.leave(ctx, b, e, a, cause) })
+			}
+		}
+	}
+	return g.Wait()
+}
+
+func (c *Controller) wanted(ctx context.Context, b *batch, e *entry, a *v1.AzureAssignedIdentity, cause error) error {
+	next := a.DeepCopy()
+	if cause != nil {
+		if a.Status.Status == v1.AssignedIDAssigned && (e.err == nil || b.memory.there == nil && !arm.Gone(e.err)) {
+			return nil // the machine cannot be asked; it has had the identity
+		}
+		reason, why := arm.Explain(cause, b.machine, e.id, c.Assignee())
+		next.Status.Status = v1.AssignedIDCreated
+		meta.SetStatusCondition(&next.Status.Conditions, metav1.Condition{Type: v1.ConditionAssigned, Status: metav1.ConditionFalse, Reason: reason, Message: assigned.Clip(why)})
+		c.event(a, corev1.EventTypeWarning, eventApplyError, "Assign", why)
+	} else {
+		next.Status.Status = v1.AssignedIDAssigned
+		meta.RemoveStatusCondition(&next.Status.Conditions, v1.ConditionAssigned)
+		assigned.SetAnnotation(next, assigned.AddedAnnotation, fmt.Sprint(e.added))
+		if !b.unclear {
+			assigned.SetAnnotation(next, assigned.AddingAnnotation, "")
+		}
+	}
+	first := next.Status.Status == v1.AssignedIDAssigned && a.Status.Status != v1.AssignedIDAssigned
+	data, err := client.MergeFrom(a).Data(next)
+	if err != nil || string(data) == "{}" {
+		return err
+	}
+	// Another controller, in the moment in which two believe to lead, may have
+	// noted that the identity is its own.
+	if data, err = client.MergeFromWithOptions(a, client.MergeFromWithOptimisticLock{}).Data(next); err != nil {
+		return err
+	}
+	start := time.Now()
+	err = c.Client.Patch(ctx, next, client.RawPatch(types.MergePatchType, data))
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	c.Metrics.Kubernetes(metrics.StatusUpdate, start, err)
+	c.Metrics.Kubernetes(metrics.Update, start, err)
+	if err != nil {
+		return fmt.Errorf("updating AzureAssignedIdentity %s/%s: %w", a.Namespace, a.Name, err)
+	}
+	if first {
+		c.event(a, corev1.EventTypeNormal, eventApplied, "Assign", fmt.Sprintf("Binding %s applied on node %s for pod %s", bindingName(a), a.Spec.NodeName, a.Name))
+	}
+	return nil
+}
+
+func (c *Controller) leave(ctx context.Context, b *batch, e *entry, a *v1.AzureAssignedIdentity, cause error) error {
+	if cause != nil && len(e.wanted) == 0 && !arm.Gone(cause) {
+		_, why := arm.Explain(cause, b.machine, e.id, c.Assignee())
+		c.event(a, corev1.EventTypeWarning, eventRemoveError, "Unassign", why)
+		return nil // the finalizer stays until the identity has left
+	}
+	if b.unclear && len(claims(a)) > 0 {
+		return nil
+	}
+	if err := c.release(ctx, a); err != nil {
+		return err
+	}
+	c.event(a, corev1.EventTypeNormal, eventRemoved, "Unassign", fmt.Sprintf("Binding %s removed from node %s for pod %s", bindingName(a), a.Spec.NodeName, a.Name))
+	return nil
+}
+
+// release ends an assignment.
+func (c *Controller) release(ctx context.Context, a *v1.AzureAssignedIdentity) error {
+	next := a.DeepCopy()
+	if !controllerutil.RemoveFinalizer(next, v1.AssignedFinalizer) {
+		return nil
+	}
+	start := time.Now()
+	err := c.Client.Patch(ctx, next, client.MergeFrom(a))
+	if err = assigned.IgnoreGone(err); err != nil {
+		c.Metrics.Kubernetes(metrics.Deletion, start, err)
+		return fmt.Errorf("releasing AzureAssignedIdentity %s/%s: %w", a.Namespace, a.Name, err)
+	}
+	c.Metrics.Kubernetes(metrics.Deletion, start, nil)
+	return nil
+}
+
+// event records on the binding of an assignment.
+func (c *Controller) event(a *v1.AzureAssignedIdentity, kind, reason, action, note string) {
+	if a.Spec.AzureBindingRef != nil {
+		c.Events.Eventf(a.Spec.AzureBindingRef, nil, kind, reason, action, "%s", assigned.Clip(note))
+	}
+}
+
+// bindingName is empty for an assignment that somebody wrote without one.
+func bindingName(a *v1.AzureAssignedIdentity) string {
+	if a.Spec.AzureBindingRef == nil {
+		return ""
+	}
+	return a.Spec.AzureBindingRef.Name
+}
+
+// removal is the command that takes an identity off a machine.
+func removal(machine, identity azure.ResourceID) string {
+	command := "vm"
+	if machine.Is(azure.TypeVirtualMachineScaleSet) {
+		command = "vmss"
+	}
+	return fmt.Sprintf("az %s identity remove --subscription %s --resource-group %s --name %s --identities %s", command, machine.SubscriptionID, machine.ResourceGroup, machine.Name(), identity)
+}

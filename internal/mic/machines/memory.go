@@ -1,0 +1,133 @@
+package machines
+
+import (
+	"sync"
+	"time"
+
+	"github.com/lanyard-id/lanyard/internal/mic/arm"
+)
+
+// A memory is what the controller knows about a machine besides what is in the
+// cluster. All of it may be lost at any time: then the machine is asked again.
+// Only one reconcile of a machine runs at a time; the mutex guards what events
+// touch.
+type memory struct {
+	mu          sync.Mutex
+	first, last time.Time // events since the last batch
+
+	seen    bool                // the cluster has or had a node on it
+	there   map[string]bool     // keys of the identities that it has; nil if not known
+	checked time.Time           // when there was read
+	until   time.Time           // when it may be asked again after a failure
+	delay   time.Duration       // the last one after a failure
+	refused map[string]*refusal // identities that the cloud does not take, by key
+}
+
+// A refusal is an identity's own back-off.
+type refusal struct {
+	err   error
+	until time.Time
+	delay time.Duration
+}
+
+func (c *Controller) remember(key string) *memory {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	m := c.machines[key]
+	if m == nil {
+		if c.machines == nil {
+			c.machines = map[string]*memory{}
+		}
+		m = &memory{}
+		c.machines[key] = m
+	}
+	return m
+}
+
+func (c *Controller) forget(key string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if m := c.machines[key]; m != nil {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.first.IsZero() {
+			delete(c.machines, key)
+		}
+	}
+}
+
+// touch notes an event.
+func (m *memory) touch(now time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.first.IsZero() {
+		m.first = now
+	}
+	m.last = now
+}
+
+// gathering returns how long to wait for more events; zero ends the gathering.
+func (m *memory) gathering(now time.Time) time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.first.IsZero() {
+		return 0
+	}
+	if wait := min(m.last.Add(gatherIdle).Sub(now), m.first.Add(gatherMost).Sub(now)); wait > 0 {
+		return wait
+	}
+	m.first, m.last = time.Time{}, time.Time{}
+	return 0
+}
+
+// due reports whether a machine that waits for nothing is to be compared with
+// the cloud, and otherwise when; zero means never.
+func (m *memory) due(now time.Time, recheck time.Duration) (wait time.Duration, due bool) {
+	if m.there == nil {
+		return 0, true // not known since the start, or since a failure
+	}
+	if recheck == 0 {
+		return 0, false
+	}
+	wait = recheck - now.Sub(m.checked)
+	return wait, wait <= 0
+}
+
+// note keeps how an attempt went and returns how long to wait before the next;
+// zero means as long as usual.
+func (m *memory) note(now time.Time, err error, b *batch) (wait time.Duration) {
+	if err != nil {
+		m.there = nil
+		m.delay = next(m.delay)
+		wait = max(arm.RetryAfter(err), m.delay)
+		m.until = now.Add(wait)
+		return wait
+	}
+	m.delay, m.until = 0, time.Time{}
+	for _, e := range b.entries {
+		key := e.id.Key()
+		switch r := m.refused[key]; {
+		case e.err == nil || !arm.BlamesIdentity(e.err) && !arm.Gone(e.err):
+			delete(m.refused, key)
+			continue
+		case !e.deferred:
+			if r == nil {
+				r = &refusal{}
+				if m.refused == nil {
+					m.refused = map[string]*refusal{}
+				}
+				m.refused[key] = r
+			}
+			r.err, r.delay = e.err, next(r.delay)
+			r.until = now.Add(max(arm.RetryAfter(e.err), r.delay))
+		}
+		if left := m.refused[key].until.Sub(now); wait == 0 || left < wait {
+			wait = left
+		}
+	}
+	return wait
+}
+
+func next(delay time.Duration) time.Duration {
+	return min(max(2*delay, backoffFirst), backoffMost)
+}
