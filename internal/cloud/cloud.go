@@ -48,6 +48,7 @@ import (
 	"github.com/lanyard-id/lanyard/internal/cloud/management"
 	"github.com/lanyard-id/lanyard/internal/cloud/management/compute"
 	"github.com/lanyard-id/lanyard/internal/cloud/metadata"
+	"github.com/lanyard-id/lanyard/internal/cloud/registration"
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
 	"github.com/lanyard-id/lanyard/internal/cloud/vault"
 )
@@ -214,6 +215,11 @@ func (c *Cloud) Clock() *control.Clock { return &c.clock }
 
 // Journal is the request log.
 func (c *Cloud) Journal() *journal.Journal { return c.journal }
+
+// Registry is the app registrations of the cloud's tenant.
+func (c *Cloud) Registry() *registration.Registry {
+	return &registration.Registry{DB: c.db, Now: c.now}
+}
 
 // Settings are those in force.
 func (c *Cloud) Settings() control.Settings { return *c.settings.Load() }

@@ -4,17 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/lanyard-id/lanyard/internal/azure"
 	"github.com/lanyard-id/lanyard/internal/cloud/directory"
 	"github.com/lanyard-id/lanyard/internal/cloud/management/arm"
+	"github.com/lanyard-id/lanyard/internal/cloud/registration"
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
 )
 
@@ -55,14 +56,16 @@ type SeedVault struct {
 	Secrets map[string]string // values; what the vault has already stays
 }
 
-// A SeedApplication is an app registration with a client secret, found again
-// by its display name.
+// A SeedApplication is an app registration with a client secret or a
+// certificate, found again by its display name.
 type SeedApplication struct {
 	Name           string
 	IdentifierURIs []string
+	TokenVersion   int // of the access tokens for it as a resource: 1 or 2; 0 means as it is
 	Federated      []directory.FederatedCredential
-	// NewSecret makes a new client secret although there is one, which
-	// goes. For callers that did not keep it.
+	Certificate    bool // a certificate instead of a client secret
+	// NewSecret makes a new one although there is one, which goes. For
+	// callers that did not keep it.
 	NewSecret bool
 }
 
@@ -96,21 +99,13 @@ type Principal struct {
 	ClientID    string
 	PrincipalID string
 	ResourceID  string // ARM id; empty for applications
-	Secret      Secret // only if this call made it; it cannot be read again
+	// Secret is the client secret, or the certificate with its key as PEM;
+	// only if this call made it, because it cannot be read again.
+	Secret Secret
 }
 
 // A Secret is text that does not print itself. string(s) is the value.
-type Secret string
-
-// Format makes every fmt verb print that there is a secret, or none.
-func (s Secret) Format(f fmt.State, _ rune) {
-	if s != "" {
-		_, _ = fmt.Fprint(f, "(secret)")
-	}
-}
-
-// LogValue does the same for slog.
-func (s Secret) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(s)) }
+type Secret = registration.Secret
 
 // Seed makes what the seed asks for and is not there yet; what exists stays
 // as it is, except that federated credentials and identifier URIs are set as
@@ -235,34 +230,34 @@ func (s *seeder) tenant(tx *state.Tx) error {
 }
 
 const (
-	secretName  = "seed"
-	secretYears = 2
+	secretName     = "seed"
+	secretLifetime = 2 * 365 * 24 * time.Hour
 )
 
 func (s *seeder) application(tx *state.Tx, a SeedApplication) (Principal, error) {
-	apps, err := directory.Applications(tx)
+	found, err := registration.Ensure(tx, a.Name)
 	if err != nil {
 		return Principal{}, err
 	}
-	var app directory.Application
-	if i := slices.IndexFunc(apps, func(app directory.Application) bool { return app.DisplayName == a.Name }); i >= 0 {
-		app = apps[i]
-	} else if app, _, err = directory.CreateApplication(tx, a.Name); err != nil {
-		return Principal{}, err
-	}
-	sp, ok, err := directory.ServicePrincipalByAppID(tx, app.AppID)
+	p := Principal{ClientID: found.ClientID, PrincipalID: found.PrincipalID}
+	app, _, err := directory.ApplicationByID(tx, found.ObjectID)
 	if err != nil {
 		return Principal{}, err
 	}
-	if !ok {
-		return Principal{}, fmt.Errorf("its service principal was deleted: %w", directory.ErrNotFound)
+	prove := s.secret
+	if a.Certificate {
+		prove = s.certificate
 	}
-	p := Principal{ClientID: app.AppID, PrincipalID: sp.ID}
-	if p.Secret, err = s.secret(tx, app, a.NewSecret); err != nil {
+	if p.Secret, err = prove(tx, app, a.NewSecret); err != nil {
 		return Principal{}, err
 	}
 	if a.IdentifierURIs != nil {
 		if err := directory.SetIdentifierURIs(tx, app.ObjectID, a.IdentifierURIs...); err != nil {
+			return Principal{}, err
+		}
+	}
+	if a.TokenVersion != 0 {
+		if err := directory.SetTokenVersion(tx, app.ObjectID, a.TokenVersion); err != nil {
 			return Principal{}, err
 		}
 	}
@@ -289,8 +284,29 @@ func (s *seeder) secret(tx *state.Tx, app directory.Application, renew bool) (Se
 			return "", err
 		}
 	}
-	secret, err := directory.AddPassword(tx, app.ObjectID, secretName, now.AddDate(secretYears, 0, 0))
-	return Secret(secret), err
+	p, err := registration.AddPassword(tx, app.ObjectID, secretName, now.Add(secretLifetime))
+	return p.Secret, err
+}
+
+// certificate does the same with a certificate.
+func (s *seeder) certificate(tx *state.Tx, app directory.Application, renew bool) (Secret, error) {
+	now := s.now()
+	for _, k := range app.Keys {
+		if k.DisplayName != secretName {
+			continue
+		}
+		if !renew && now.Before(k.NotAfter) {
+			return "", nil
+		}
+		if err := directory.RemoveCertificate(tx, app.ObjectID, k.KeyID); err != nil {
+			return "", err
+		}
+	}
+	c, err := registration.IssueCertificate(tx, app.ObjectID, secretName, now, secretLifetime)
+	if err != nil {
+		return "", err
+	}
+	return c.PEM()
 }
 
 func (s *seeder) subscription(ctx context.Context) error {

@@ -7,13 +7,17 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/lanyard-id/lanyard/internal/azure"
 	"github.com/lanyard-id/lanyard/internal/cloud"
+	"github.com/lanyard-id/lanyard/internal/cloud/control"
+	"github.com/lanyard-id/lanyard/internal/cloud/registration"
 )
 
 // What the estate's subscription holds, with the names of the mission's
@@ -25,16 +29,23 @@ const (
 	WorkloadIdentity  = "saman-cluster-poc" // for a service account
 	Vault             = "lanyard-demo"
 	Secret            = "greeting"
+	PasswordPrincipal = "saman-sp"    // an application with a password
+	CertPrincipal     = "saman-cert"  // an application with a certificate
 	clusterPrincipal  = "aks-cluster" // mic acts as it
 	scaleSet          = "aks-nodepool1-vmss"
 	nodeResourceGroup = ResourceGroup
 	nodeName          = "aks-nodepool1-vmss000000"
 )
 
+// StateVariable names the state directory of the cloud for its owner's
+// commands: lanyard cloud fault, clock, log and settings.
+const StateVariable = "LANYARD_CLOUD_STATE"
+
 // A CloudConfig describes an estate's cloud. StateDir must be set.
 type CloudConfig struct {
 	StateDir string                  // absolute; survives a restart
 	Hosts    map[string]http.Handler // further hosts
+	Settings control.Settings        // the zero value is quick
 	Logger   *slog.Logger            // nil means slog.Default
 }
 
@@ -45,24 +56,40 @@ type Cloud struct {
 	VaultURL  string
 	MachineID string // ARM id of the scale set's instance that the node is
 
-	secrets map[string]string // of applications, by name
+	stateDir string
+	secrets  map[string]string // passwords, or certificates with keys, of applications by name
+}
+
+// A Credential is what an application proves itself with.
+type Credential struct {
+	TenantID, ClientID, PrincipalID string
+
+	Password cloud.Secret // empty if it has a certificate
+	PEM      cloud.Secret // certificate and key; empty if it has a password
+}
+
+// PKCS12 is the certificate and its key in the form of Pod Identity's
+// Secrets, encrypted with password.
+func (c Credential) PKCS12(password string) ([]byte, error) {
+	return registration.PKCS12(c.PEM, password)
 }
 
 // OpenCloud opens the cloud in a state directory and makes sure that its
 // subscription holds what an estate needs.
 func OpenCloud(ctx context.Context, c CloudConfig) (*Cloud, error) {
-	opened, err := cloud.Open(cloud.Config{StateDir: c.StateDir, Hosts: c.Hosts, Logger: c.Logger})
+	opened, err := cloud.Open(cloud.Config{StateDir: c.StateDir, Hosts: c.Hosts, Control: true, Logger: c.Logger})
 	if err != nil {
 		return nil, err
 	}
-	e := &Cloud{Cloud: opened}
-	if err := e.seed(ctx, c.StateDir); err != nil {
+	e := &Cloud{Cloud: opened, stateDir: c.StateDir}
+	if err := e.seed(ctx); err != nil {
 		return nil, errors.Join(err, opened.Close())
 	}
+	opened.SetSettings(c.Settings) // what is seeded is there at once
 	return e, nil
 }
 
-func (c *Cloud) seed(ctx context.Context, stateDir string) error {
+func (c *Cloud) seed(ctx context.Context) error {
 	vault := "providers/Microsoft.KeyVault/vaults/" + Vault
 	identity := "providers/Microsoft.ManagedIdentity/userAssignedIdentities/" + PodIdentity
 	var err error
@@ -72,10 +99,12 @@ func (c *Cloud) seed(ctx context.Context, stateDir string) error {
 		Identities:    []cloud.SeedIdentity{{Name: PodIdentity}, {Name: WorkloadIdentity}},
 		ScaleSets:     []cloud.SeedScaleSet{{Name: scaleSet, Instances: 1}},
 		Vaults:        []cloud.SeedVault{{Name: Vault, Secrets: map[string]string{Secret: "hello from the vault"}}},
-		Applications:  []cloud.SeedApplication{{Name: clusterPrincipal}},
+		Applications:  []cloud.SeedApplication{{Name: clusterPrincipal}, {Name: PasswordPrincipal}, {Name: CertPrincipal, Certificate: true}},
 		Roles: []cloud.SeedRole{
 			{To: PodIdentity, Role: azure.RoleKeyVaultSecretsUser, On: vault},
 			{To: WorkloadIdentity, Role: azure.RoleKeyVaultSecretsUser, On: vault},
+			{To: PasswordPrincipal, Role: azure.RoleKeyVaultSecretsUser, On: vault},
+			{To: CertPrincipal, Role: azure.RoleKeyVaultSecretsUser, On: vault},
 			// The chain of trust of document 001: the cluster's principal may change its machines and
 			// hand out this identity, and no other.
 			{To: clusterPrincipal, Role: azure.RoleVirtualMachineContributor, On: "providers/" + azure.TypeVirtualMachineScaleSet + "/" + scaleSet},
@@ -87,21 +116,26 @@ func (c *Cloud) seed(ctx context.Context, stateDir string) error {
 	}
 	c.VaultURL = c.Vaults[Vault]
 	c.MachineID = c.ScaleSets[scaleSet] + "/virtualMachines/0"
-	return c.keepSecrets(filepath.Join(stateDir, "secrets.json"))
+	made := map[string]cloud.Principal{cloud.OperatorName: c.Operator}
+	maps.Copy(made, c.Applications)
+	return c.keepSecrets(made)
 }
 
 // keepSecrets remembers the secrets of applications, which the cloud tells
 // only once.
-func (c *Cloud) keepSecrets(file string) error {
-	c.secrets = map[string]string{}
-	text, err := os.ReadFile(file)
-	if err == nil {
-		err = json.Unmarshal(text, &c.secrets)
+func (c *Cloud) keepSecrets(made map[string]cloud.Principal) error {
+	file := filepath.Join(c.stateDir, "secrets.json")
+	if c.secrets == nil {
+		c.secrets = map[string]string{}
+		text, err := os.ReadFile(file)
+		if err == nil {
+			err = json.Unmarshal(text, &c.secrets)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("reading the secrets of the cloud's applications: %w", err)
+		}
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("reading the secrets of the cloud's applications: %w", err)
-	}
-	for name, p := range map[string]cloud.Principal{cloud.OperatorName: c.Operator, clusterPrincipal: c.Applications[clusterPrincipal]} {
+	for name, p := range made {
 		if p.Secret != "" {
 			c.secrets[name] = string(p.Secret)
 		}
@@ -109,13 +143,49 @@ func (c *Cloud) keepSecrets(file string) error {
 			return fmt.Errorf("the secret of %s is lost: it was in %s, and the cloud tells it only once; remove %s to start anew", name, file, filepath.Dir(file))
 		}
 	}
-	if text, err = json.Marshal(c.secrets); err != nil {
+	text, err := json.Marshal(c.secrets)
+	if err != nil {
 		return err
 	}
 	if err := os.WriteFile(file+".new", text, 0o600); err != nil {
 		return err
 	}
 	return os.Rename(file+".new", file)
+}
+
+// Credential is what an application of the seed (PasswordPrincipal,
+// CertPrincipal) or one of EnsureApplication proves itself with.
+func (c *Cloud) Credential(name string) (Credential, error) {
+	p, known := c.Applications[name]
+	if !known {
+		return Credential{}, fmt.Errorf("the estate has no application %q", name)
+	}
+	made := Credential{TenantID: c.Tenant.ID, ClientID: p.ClientID, PrincipalID: p.PrincipalID}
+	if secret := cloud.Secret(c.secrets[name]); strings.HasPrefix(string(secret), "-----BEGIN ") {
+		made.PEM = secret
+	} else {
+		made.Password = secret
+	}
+	return made, nil
+}
+
+// EnsureApplication makes an application with a password, or with a
+// certificate, that may read the secrets of the estate's vault. Doing it again
+// changes nothing and returns the same. Not for concurrent use.
+func (c *Cloud) EnsureApplication(ctx context.Context, name string, certificate bool) (Credential, error) {
+	seeded, err := c.Seed(ctx, cloud.Seed{
+		ResourceGroup: ResourceGroup, Location: Location, SubscriptionID: c.SubscriptionID,
+		Applications: []cloud.SeedApplication{{Name: name, Certificate: certificate}},
+		Roles:        []cloud.SeedRole{{To: name, Role: azure.RoleKeyVaultSecretsUser, On: "providers/Microsoft.KeyVault/vaults/" + Vault}},
+	})
+	if err != nil {
+		return Credential{}, err
+	}
+	c.Applications[name] = seeded.Applications[name]
+	if err := c.keepSecrets(map[string]cloud.Principal{name: seeded.Applications[name]}); err != nil {
+		return Credential{}, err
+	}
+	return c.Credential(name)
 }
 
 // Hosts are the names under which pods ask for the cloud.
@@ -134,7 +204,8 @@ func (c *Cloud) Files(dir string, proxy net.Addr) (Env, error) {
 	if err := os.MkdirAll(azureConfig, 0o700); err != nil {
 		return nil, fmt.Errorf("making a directory for az: %w", err)
 	}
-	return append(CloudEnv(proxy.String(), ca, azureConfig),
+	env := append(CloudEnv(proxy.String(), ca, azureConfig), Var{StateVariable, c.stateDir})
+	return append(env,
 		PrincipalEnv(c.Tenant.ID, c.SubscriptionID, c.Operator.ClientID, c.secrets[cloud.OperatorName])...), nil
 }
 

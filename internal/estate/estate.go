@@ -25,6 +25,7 @@ import (
 	"k8s.io/client-go/dynamic"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/lanyard-id/lanyard/internal/cloud/control"
 	"github.com/lanyard-id/lanyard/internal/lab"
 )
 
@@ -39,6 +40,9 @@ type Config struct {
 	// APIServer: an empty Issuer and AuditPolicy mean the estate's own. The
 	// local cloud serves the documents of an issuer, which must be an https URL.
 	APIServer lab.APIServer
+	// CloudSettings are how honest the cloud is about time and limits; the
+	// zero value is quick. Cloud.SetSettings changes them later.
+	CloudSettings control.Settings
 
 	Step   func(format string, args ...any) // tells what is being done now; nil means silence
 	Logger *slog.Logger                     // nil means slog.Default
@@ -91,6 +95,7 @@ func (e *Estate) up(ctx context.Context) error {
 	e.Cloud, err = OpenCloud(ctx, CloudConfig{
 		StateDir: filepath.Join(e.config.StateDir, "cloud"),
 		Hosts:    map[string]http.Handler{host: handler},
+		Settings: e.config.CloudSettings,
 		Logger:   e.config.Logger,
 	})
 	if err != nil {

@@ -92,6 +92,36 @@ func RemovePassword(tx *state.Tx, appObjectID, keyID string) (bool, error) {
 	return false, nil
 }
 
+// ExpirePassword lets the client secret with this key id end at an instant.
+func ExpirePassword(tx *state.Tx, appObjectID, keyID string, at time.Time) error {
+	app, err := application(tx, appObjectID)
+	if err != nil {
+		return err
+	}
+	for i := range app.Passwords {
+		if app.Passwords[i].KeyID == fold(keyID) {
+			app.Passwords[i].NotAfter = at.UTC()
+			return putApplication(tx, app)
+		}
+	}
+	return fmt.Errorf("client secret %q of application %s: %w", keyID, app.AppID, ErrNotFound)
+}
+
+// RemoveCertificate removes the certificate with this key id.
+func RemoveCertificate(tx *state.Tx, appObjectID, keyID string) error {
+	app, err := application(tx, appObjectID)
+	if err != nil {
+		return err
+	}
+	for i, k := range app.Keys {
+		if k.KeyID == fold(keyID) {
+			app.Keys = append(app.Keys[:i], app.Keys[i+1:]...)
+			return putApplication(tx, app)
+		}
+	}
+	return fmt.Errorf("certificate %q of application %s: %w", keyID, app.AppID, ErrNotFound)
+}
+
 // AddCertificate lets an application sign assertions with the key of this
 // X.509 certificate (DER; RSA, 2048 bits or more).
 func AddCertificate(tx *state.Tx, appObjectID, displayName string, der []byte) (KeyCredential, error) {

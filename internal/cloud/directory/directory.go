@@ -264,36 +264,6 @@ func SetTokenVersion(tx *state.Tx, appObjectID string, version int) error {
 	return putApplication(tx, app)
 }
 
-// DeleteApplication removes an application, its service principal and its
-// federated credentials. It reports false if there was none.
-func DeleteApplication(tx *state.Tx, objectID string) (bool, error) {
-	app, ok, err := ApplicationByID(tx, objectID)
-	if err != nil || !ok {
-		return false, err
-	}
-	sp, ok, err := ServicePrincipalByAppID(tx, app.AppID)
-	if err != nil {
-		return false, err
-	}
-	if ok {
-		if _, err := DeleteServicePrincipal(tx, sp.ID); err != nil {
-			return false, err
-		}
-	}
-	for _, u := range app.IdentifierURIs {
-		if err := state.Delete(tx, indexURI, fold(u)); err != nil {
-			return false, err
-		}
-	}
-	if err := deleteFederated(tx, app.ObjectID); err != nil {
-		return false, err
-	}
-	if err := state.Delete(tx, indexAppID, app.AppID); err != nil {
-		return false, err
-	}
-	return true, state.Delete(tx, bucketApps, app.ObjectID)
-}
-
 // CreateManagedIdentity creates the service principal of the managed
 // identity with this ARM id in the home tenant, with new object and client
 // ids. One ARM id has one principal: a second call is refused with ErrExists.

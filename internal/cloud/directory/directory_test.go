@@ -263,13 +263,19 @@ func TestApplicationAndItsSecrets(t *testing.T) {
 	if n := len(f.read(app.AppID).Passwords); n != 0 {
 		t.Errorf("%d passwords left", n)
 	}
-	f.ok(func(tx *state.Tx) error { _, err := DeleteApplication(tx, app.ObjectID); return err })
-	f.ok(func(tx *state.Tx) error {
-		if _, ok, _ := ServicePrincipalByID(tx, sp.ID); ok {
-			t.Error("the principal outlived its application")
+	key := f.read(app.AppID).Keys[0].KeyID
+	f.ok(func(tx *state.Tx) error { return RemoveCertificate(tx, app.ObjectID, key) })
+	if n := len(f.read(app.AppID).Keys); n != 0 {
+		t.Errorf("%d certificates left", n)
+	}
+	for name, fn := range map[string]func(tx *state.Tx) error{
+		"a password that is gone":    func(tx *state.Tx) error { return ExpirePassword(tx, app.ObjectID, p.KeyID, expiry) },
+		"a certificate that is gone": func(tx *state.Tx) error { return RemoveCertificate(tx, app.ObjectID, p.KeyID) },
+	} {
+		if err := f.do(fn); !errors.Is(err, ErrNotFound) {
+			t.Errorf("%s: %v, want ErrNotFound", name, err)
 		}
-		return nil
-	})
+	}
 }
 
 func (f fixture) read(appID string) (app Application) {

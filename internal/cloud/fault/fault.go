@@ -75,7 +75,8 @@ func (d *Duration) UnmarshalText(text []byte) error {
 // ErrRule wraps what is wrong with a rule.
 var ErrRule = errors.New("invalid fault")
 
-func (r Rule) validate() error {
+// Validate says what is wrong with a rule; the error is ErrRule.
+func (r Rule) Validate() error {
 	bad := func(text string) error { return fmt.Errorf("%w: %s", ErrRule, text) }
 	ways := 0
 	for _, way := range []bool{r.Status != 0, r.Hang, r.Drop} {
@@ -141,7 +142,7 @@ type active struct {
 
 // Add puts a rule in force, behind those that are there, and returns it with its id.
 func (s *Set) Add(r Rule) (Rule, error) {
-	if err := r.validate(); err != nil {
+	if err := r.Validate(); err != nil {
 		return Rule{}, err
 	}
 	a := &active{host: pattern(r.Host, '.'), path: pattern(r.Path, '/'), machine: pattern(r.Machine, '/'), gone: make(chan struct{})}
