@@ -6,7 +6,6 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -16,27 +15,21 @@ import (
 	"net/url"
 	"os"
 	"os/signal"
-	"strconv"
-	"sync/atomic"
+	"runtime/debug"
 	"syscall"
 	"time"
 
 	"github.com/go-logr/logr"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
-	corev1 "k8s.io/api/core/v1"
-	"k8s.io/client-go/kubernetes"
-	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
-	"k8s.io/client-go/tools/record"
+	"k8s.io/klog/v2"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
-	"github.com/lanyard-id/lanyard/internal/imds"
 	"github.com/lanyard-id/lanyard/internal/nmi"
+	"github.com/lanyard-id/lanyard/internal/nmi/journal"
 	"github.com/lanyard-id/lanyard/internal/redirect"
+	"github.com/lanyard-id/lanyard/internal/sandbox"
 )
 
 // rulesInterval is how often the netfilter rules are looked at.
@@ -52,34 +45,6 @@ func main() {
 	os.Exit(code)
 }
 
-const usage = `nmi answers, for the pods of one node, the metadata service's token endpoint.
-
-  nmi --node=$(NODENAME)     as a DaemonSet in the host's network, with CAP_NET_ADMIN
-  nmi --remove               take the redirection away and end: pods then reach
-                             the node's own metadata service
-
-Flags:
-`
-
-// config is what the flags and the environment say.
-type config struct {
-	node            string
-	kubeconfig      string
-	listen          string
-	port            uint
-	metadataIP      string
-	metadataPort    uint
-	probePort       uint
-	metricsPort     uint
-	forceNamespaced bool
-	headerRequired  bool
-	blockInstance   bool
-	setRetryAfter   bool
-	wait            time.Duration
-	remove          bool
-	logFormat       string
-}
-
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
 	c, done, code := parse(args, getenv, stdout, stderr)
 	if done {
@@ -92,177 +57,95 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	return 0
 }
 
-// parse reads the command line. done means that there is nothing left to do.
-func parse(args []string, getenv func(string) string, stdout, stderr io.Writer) (c config, done bool, code int) {
-	f := flag.NewFlagSet("nmi", flag.ContinueOnError)
-	f.SetOutput(stderr)
-	f.Usage = func() {
-		fmt.Fprint(stderr, usage)
-		f.PrintDefaults()
-	}
-	f.StringVar(&c.node, "node", getenv("NODENAME"), "name of this node")
-	f.StringVar(&c.kubeconfig, "kubeconfig", getenv("KUBECONFIG"), "kubeconfig `file`; empty means the pod's service account")
-	f.StringVar(&c.listen, "nmi-listen-address", "", "`address` of this node to listen on; empty or v1's 127.0.0.1 means the one that pods reach it by ($HOST_IP if set)")
-	f.UintVar(&c.port, "nmi-port", 2579, "port to listen on")
-	f.StringVar(&c.metadataIP, "metadata-ip", "169.254.169.254", "address of the metadata service")
-	f.UintVar(&c.metadataPort, "metadata-port", 80, "port of the metadata service")
-	f.UintVar(&c.probePort, "http-probe-port", 8085, "port of /healthz")
-	f.UintVar(&c.metricsPort, "prometheus-port", 9090, "port of /metrics; 0 means none")
-	force, err := strconv.ParseBool(getenv("FORCENAMESPACED"))
-	f.BoolVar(&c.forceNamespaced, "forceNamespaced", err == nil && force, "limit every binding to pods of its own namespace")
-	f.BoolVar(&c.headerRequired, "metadata-header-required", true, `refuse requests without the header "Metadata: true"`)
-	f.BoolVar(&c.blockInstance, "block-instance-metadata", false, "refuse /metadata/instance")
-	f.BoolVar(&c.setRetryAfter, "set-retry-after-header", false, "answer 503 with Retry-After instead of 404 when an identity is not assigned yet")
-	f.DurationVar(&c.wait, "assignment-wait", 20*time.Second, "how long a request waits for an assignment that is under way")
-	f.BoolVar(&c.remove, "remove", false, "take the redirection away and end")
-	f.StringVar(&c.logFormat, "log-format", "json", "text or json")
-	showVersion := f.Bool("version", false, "print the version and end")
-	acceptV1(f)
-	switch err := f.Parse(args); {
-	case errors.Is(err, flag.ErrHelp):
-		return c, true, 0
-	case err != nil:
-		return c, true, 2
-	}
-	if *showVersion {
-		fmt.Fprintln(stdout, "nmi", version)
-		return c, true, 0
-	}
-	if err := c.check(f.Args()); err != nil {
-		fmt.Fprintln(stderr, "nmi:", err)
-		return c, true, 2
-	}
-	return c, false, 0
-}
-
-// acceptV1 takes flags of v1 that have nothing to set here: what they tuned
-// is gone, or always on.
-func acceptV1(f *flag.FlagSet) {
-	for name, why := range map[string]string{
-		"ipt-update-interval-sec":      "netfilter rules outlive the agent, and are looked at every 5 s",
-		"retry-attempts-for-created":   "a request waits by watching; see --assignment-wait",
-		"retry-attempts-for-assigned":  "a request waits by watching; see --assignment-wait",
-		"find-identity-retry-interval": "a request waits by watching; see --assignment-wait",
-		"MICNamespace":                 "no pod is trusted for its name",
-		"kubelet-config":               "no network plugin is refused",
-		"custom-user-agent":            "",
-		"v":                            "verbosity of v1's log",
-	} {
-		f.String(name, "", "accepted for v1's manifests, without effect: "+why)
-	}
-	for name, why := range map[string]string{
-		"enableScaleFeatures":          "always on",
-		"enableProfile":                "never on",
-		"enable-conntrack-deletion":    "always on",
-		"allow-network-plugin-kubenet": "no network plugin is refused",
-		"logtostderr":                  "the log goes to standard output",
-	} {
-		f.Bool(name, false, "accepted for v1's manifests, without effect: "+why)
-	}
-	f.Func("operation-mode", `only "standard" is served`, func(mode string) error {
-		if mode != "standard" {
-			return fmt.Errorf("mode %q is not served by this version", mode)
-		}
-		return nil
-	})
-}
-
-func (c config) check(rest []string) error {
-	if len(rest) > 0 {
-		return fmt.Errorf("unexpected argument %q: every setting is a flag (see nmi --help)", rest[0])
-	}
-	if c.node == "" && !c.remove {
-		return errors.New("the node's name is missing: set --node, or NODENAME from spec.nodeName")
-	}
-	for name, port := range map[string]uint{"nmi-port": c.port, "metadata-port": c.metadataPort, "http-probe-port": c.probePort} {
-		if port == 0 || port > 65535 {
-			return fmt.Errorf("--%s=%d is not a port", name, port)
-		}
-	}
-	if c.metricsPort > 65535 {
-		return fmt.Errorf("--prometheus-port=%d is not a port", c.metricsPort)
-	}
-	if ip, err := netip.ParseAddr(c.metadataIP); err != nil || !ip.Is4() {
-		return fmt.Errorf("--metadata-ip=%s is not an IPv4 address", c.metadataIP)
-	}
-	if c.logFormat != "text" && c.logFormat != "json" {
-		return fmt.Errorf("--log-format=%s: only text and json exist", c.logFormat)
-	}
-	return nil
-}
-
-func (c config) metadata() netip.AddrPort {
-	return netip.AddrPortFrom(netip.MustParseAddr(c.metadataIP), uint16(c.metadataPort))
-}
-
 func (c config) run(ctx context.Context, getenv func(string) string, stdout io.Writer) error {
-	logger := slog.New(slog.NewJSONHandler(stdout, nil))
-	if c.logFormat == "text" {
-		logger = slog.New(slog.NewTextHandler(stdout, nil))
-	}
-	log.SetLogger(logr.FromSlogHandler(logger.Handler()))
 	if c.remove {
 		return redirect.Remove(c.metadata())
 	}
+	if getenv("GOGC") == "" {
+		debug.SetGCPercent(50) // what lives is caches; most of a request's garbage is small
+	}
+	backlog := &journal.Backlog{To: stdout}
+	logger := slog.New(slog.NewJSONHandler(backlog, nil))
+	if c.logFormat == "text" {
+		logger = slog.New(slog.NewTextHandler(backlog, nil))
+	}
+	log.SetLogger(logr.FromSlogHandler(logger.Handler()))
+	klog.SetSlogLogger(logger)
 	kube, err := kubeConfig(c.kubeconfig)
 	if err != nil {
 		return err
 	}
 	kube.UserAgent = "lanyard/nmi/" + version
-	agent, err := c.agent(ctx, getenv, kube)
+	if c.userAgent != "" {
+		kube.UserAgent += " " + c.userAgent
+	}
+	address, err := c.agent(ctx, getenv, kube)
 	if err != nil {
 		return err
 	}
-	watcher, err := nmi.NewWatcher(ctx, nmi.WatcherConfig{Kubernetes: kube, Node: c.node, ForceNamespaced: c.forceNamespaced})
-	if err != nil {
-		return err
-	}
-	events, stopEvents, err := recorder(kube, c.node)
-	if err != nil {
-		return err
-	}
-	defer stopEvents()
-	metrics := nmi.NewMetrics()
-	upstream := &url.URL{Scheme: "http", Host: c.metadata().String()}
-	server := &nmi.Server{
-		Node:          watcher,
-		Tokens:        &imds.Client{BaseURL: upstream.String()},
-		Recorder:      &nmi.Events{Events: events, Audit: logger},
-		Upstream:      upstream,
-		Wait:          c.wait,
-		BlockInstance: c.blockInstance,
-		Rules:         imds.Rules{HeaderOptional: !c.headerRequired},
-		Logger:        logger,
-	}
-	if c.setRetryAfter {
-		server.RetryAfter = 20 * time.Second // v1's value
-	}
+	// The log outlives what it tells of.
+	logging, stopLogging := context.WithCancel(context.WithoutCancel(ctx))
+	written := make(chan error, 1)
+	go func() { written <- backlog.Run(logging) }()
+	err = c.serve(ctx, kube, address, backlog, logger)
+	stopLogging()
+	return errors.Join(err, <-written)
+}
+
+// serve leads pods to the agent and answers them until the context ends.
+func (c config) serve(ctx context.Context, kube *rest.Config, address netip.AddrPort, backlog *journal.Backlog, logger *slog.Logger) error {
 	// The rules come first: from here on no pod of this node reaches the
 	// node's own metadata service.
-	rules := redirect.Rules{Metadata: c.metadata(), Agent: agent}
-	if err := redirect.Install(rules); err != nil {
+	rules := &redirect.Writer{Logger: logger, Rules: redirect.Rules{
+		Metadata: c.metadata(), Agent: address, Guard: c.guard, BlockHost: c.blockHost,
+	}}
+	if err := rules.Install(); err != nil {
 		return err
 	}
-	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", agent.String())
-	if err != nil {
-		return fmt.Errorf("listening for pods: %w", err)
-	}
-	var active atomic.Bool
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return watcher.Run(ctx) })
+	var ports *sandbox.Table
+	if c.guard {
+		ports = &sandbox.Table{Known: rules.Known(), Admit: rules.Admit, Logger: logger}
+		looked := ports.Changed()
+		g.Go(func() error { return ports.Run(ctx) })
+		select {
+		case <-looked:
+		case <-ctx.Done():
+			return g.Wait()
+		}
+	}
+	a, err := c.agents(ctx, kube, ports, logger)
+	if err != nil {
+		return err
+	}
+	a.metrics.Lost(backlog.Lost, a.journal.Lost)
+	listeners, err := c.listeners(ctx, address)
+	if err != nil {
+		return err
+	}
 	g.Go(func() error {
-		return redirect.Keep(ctx, rules, rulesInterval, func() {
+		return rules.Keep(ctx, rulesInterval, func() {
+			a.state.lost(time.Now())
 			logger.WarnContext(ctx, "somebody else removed the redirection; installing it again")
 		})
 	})
-	g.Go(func() error { return c.serveProbes(ctx, &active, metrics, agent.Addr()) })
+	g.Go(func() error { return a.watcher.Run(ctx) })
+	g.Go(func() error { return a.journal.Run(ctx) })
+	g.Go(func() error { return a.source.Run(ctx) })
+	g.Go(func() error { return c.serveProbes(ctx, a, address.Addr()) })
 	g.Go(func() error {
-		if !watcher.Synced(ctx) {
+		if !a.watcher.Synced(ctx) {
 			return ctx.Err()
 		}
-		active.Store(true)
-		logger.Info("answering pods", "address", agent.String(), "node", c.node, "version", version)
-		return serve(ctx, listener, metrics.Measure(server))
+		debug.FreeOSMemory() // what the first lists took
+		a.state.active.Store(true)
+		logger.InfoContext(ctx, "answering pods", "address", address.String(), "node", c.node, "version", version)
+		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error { return serve(ctx, listeners.pods, a.server, c.wait) })
+		if listeners.drivers != nil {
+			g.Go(func() error { return serve(ctx, listeners.drivers, a.host, c.wait) })
+		}
+		return g.Wait()
 	})
 	return g.Wait()
 }
@@ -304,62 +187,30 @@ func (c config) agent(ctx context.Context, getenv func(string) string, kube *res
 	return netip.AddrPortFrom(own.Addr(), uint16(c.port)), err
 }
 
-func recorder(kube *rest.Config, node string) (record.EventRecorder, func(), error) {
-	client, err := kubernetes.NewForConfig(kube)
-	if err != nil {
-		return nil, nil, err
-	}
-	scheme, err := nmi.Scheme()
-	if err != nil {
-		return nil, nil, err
-	}
-	// The default drops events of an object after 25: a binding is what many
-	// pods share, and its record must not have holes that early.
-	broadcaster := record.NewBroadcaster(record.WithCorrelatorOptions(record.CorrelatorOptions{BurstSize: 500, QPS: 1}))
-	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: client.CoreV1().Events("")})
-	return broadcaster.NewRecorder(scheme, corev1.EventSource{Component: "nmi", Host: node}), broadcaster.Shutdown, nil
-}
+// listeners are the addresses that are answered at. drivers is nil if nobody
+// may ask there.
+type listeners struct{ pods, drivers net.Listener }
 
-// serveProbes answers /healthz with v1's texts and /metrics.
-func (c config) serveProbes(ctx context.Context, active *atomic.Bool, metrics *nmi.Metrics, ip netip.Addr) error {
-	probes := http.NewServeMux()
-	probes.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		if active.Load() {
-			fmt.Fprint(w, "Active")
-		} else {
-			fmt.Fprint(w, "Not Active")
-		}
-	})
-	probes.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if !active.Load() {
-			http.Error(w, "the caches are not filled yet", http.StatusServiceUnavailable)
-		}
-	})
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(metrics, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	scrape := http.NewServeMux()
-	scrape.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
-	g, ctx := errgroup.WithContext(ctx)
-	for port, handler := range map[uint]http.Handler{c.probePort: probes, c.metricsPort: scrape} {
-		if port == 0 {
-			continue
-		}
-		g.Go(func() error {
-			l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", netip.AddrPortFrom(ip, uint16(port)).String())
-			if err != nil {
-				return fmt.Errorf("listening for probes and metrics: %w", err)
-			}
-			return serve(ctx, l, handler)
-		})
+func (c config) listeners(ctx context.Context, address netip.AddrPort) (listeners, error) {
+	var l listeners
+	var err error
+	if l.pods, err = (&net.ListenConfig{}).Listen(ctx, "tcp", address.String()); err != nil {
+		return l, fmt.Errorf("listening for pods: %w", err)
 	}
-	return g.Wait()
+	if len(list(c.hostCallers)) == 0 {
+		return l, nil
+	}
+	loopback := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(c.port))
+	if l.drivers, err = (&net.ListenConfig{}).Listen(ctx, "tcp", loopback.String()); err != nil {
+		l.pods.Close()
+		return l, fmt.Errorf("listening for drivers (--host-token-callers= turns this off): %w", err)
+	}
+	return l, nil
 }
 
 // serve answers until the context ends and lets running requests finish.
-func serve(ctx context.Context, l net.Listener, h http.Handler) error {
-	s := &http.Server{
-		Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
-	}
+func serve(ctx context.Context, l net.Listener, h http.Handler, wait time.Duration) error {
+	s := nmi.NewHTTPServer(h, wait)
 	done := make(chan error, 1)
 	stop := context.AfterFunc(ctx, func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/lanyard-id/lanyard/internal/nmi"
 )
 
 func env(pairs map[string]string) func(string) string {
@@ -25,7 +27,8 @@ func TestTheManifestsOfPodIdentityV1Parse(t *testing.T) {
 	}
 	want := config{
 		node: "$(NODE_NAME)", listen: "127.0.0.1", port: 2580, metadataIP: "169.254.169.253", metadataPort: 8080, probePort: 8086, metricsPort: 9091,
-		blockInstance: true, setRetryAfter: true, wait: 20 * time.Second, logFormat: "text",
+		blockInstance: true, setRetryAfter: true, wait: 20 * time.Second, logFormat: "text", userAgent: "x",
+		guard: true, podInflight: 100, podRate: 1000, hostCallers: nmi.DefaultHostCallers,
 	}
 	if c != want {
 		t.Errorf("got  %+v\nwant %+v", c, want)
@@ -39,6 +42,40 @@ func TestNamespacesAreForcedByTheEnvironmentToo(t *testing.T) {
 	c, _, _ := parse([]string{"--node=n"}, env(map[string]string{"FORCENAMESPACED": "true"}), &bytes.Buffer{}, &bytes.Buffer{})
 	if !c.forceNamespaced {
 		t.Error("FORCENAMESPACED=true is overlooked")
+	}
+}
+
+func TestManagedModeNeedsTheNamespacesOfEither(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		env  map[string]string
+	}{
+		{[]string{"--node=n", "--operation-mode=managed", "--forceNamespaced"}, nil},
+		{[]string{"--node=n", "--operation-mode=managed"}, map[string]string{"FORCENAMESPACED": "true"}},
+	} {
+		var errs bytes.Buffer
+		if got, done, _ := parse(c.args, env(c.env), &bytes.Buffer{}, &errs); done || !got.managed || !got.forceNamespaced {
+			t.Errorf("%v: %+v %s", c.args, got, errs.String())
+		}
+	}
+}
+
+func TestAnAgentWhoseRulesWereTakenAwayIsNotReadyForAWhile(t *testing.T) {
+	var s state
+	now := time.Unix(1700000000, 0)
+	if s.ready(now) == "" {
+		t.Error("ready before anything is")
+	}
+	s.active.Store(true)
+	if why := s.ready(now); why != "" {
+		t.Error(why)
+	}
+	s.lost(now)
+	if s.ready(now.Add(time.Second)) == "" {
+		t.Error("ready right after the rules were found missing")
+	}
+	if why := s.ready(now.Add(rulesInterval)); why != "" {
+		t.Error(why)
 	}
 }
 
@@ -56,7 +93,10 @@ func TestBadInputIsRefusedWithWhatToDo(t *testing.T) {
 		{"a port that is none", []string{"--node=n", "--prometheus-port=70000"}, 2, "--prometheus-port=70000 is not a port"},
 		{"a metadata address of IPv6", []string{"--node=n", "--metadata-ip=::1"}, 2, "is not an IPv4 address"},
 		{"a log format", []string{"--node=n", "--log-format=xml"}, 2, "only text and json"},
-		{"managed mode", []string{"--node=n", "--operation-mode=managed"}, 2, `mode "managed" is not served by this version`},
+		{"managed mode without namespaces", []string{"--node=n", "--operation-mode=managed"}, 2, "--operation-mode=managed needs --forceNamespaced"},
+		{"a mode that does not exist", []string{"--node=n", "--operation-mode=other"}, 2, "use standard or managed"},
+		{"a driver's account without a namespace", []string{"--node=n", "--host-token-callers=csi"}, 2, "is not namespace/name"},
+		{"a limit below zero", []string{"--node=n", "--pod-qps=-1"}, 2, "must be limits"},
 		{"no kubeconfig", []string{"--node=n", "--kubeconfig=" + t.TempDir() + "/missing"}, 1, "missing"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

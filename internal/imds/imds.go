@@ -34,6 +34,9 @@ const DescriptionNoHeader = "Required metadata header not specified"
 // DescriptionIdentityNotFound answers a selector that names no identity here.
 const DescriptionIdentityNotFound = "Identity not found"
 
+// DescriptionNoResource answers a request without a resource.
+const DescriptionNoResource = "Required query variable 'resource' is missing"
+
 const contentType = "application/json; charset=utf-8"
 
 // An Error is an answer of the metadata service that is not a token. Status,

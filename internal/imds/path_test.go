@@ -37,6 +37,8 @@ func TestClassify(t *testing.T) {
 		{"a dot segment", "/metadata/./identity/oauth2/token", imds.Refused},
 		{"a parent segment", "/metadata/instance/../identity/oauth2/token", imds.Refused},
 		{"an escaped parent segment", "/metadata/instance/%2e%2e/identity/oauth2/token", imds.Refused},
+		{"a dot at the end of a segment", "/metadata/identity./oauth2/token", imds.Refused},
+		{"a dot at the end of the path", "/metadata/instance/compute.", imds.Refused},
 		{"a path parameter", "/metadata/identity;x/oauth2/token", imds.Refused},
 		{"something behind the token path", "/metadata/identity/oauth2/token/extra", imds.Refused},
 		{"something else below identity", "/metadata/identity/info", imds.Refused},
@@ -79,7 +81,7 @@ func FuzzClassify(f *testing.F) {
 			if dec, err := url.PathUnescape(p); err == nil {
 				p = dec
 			}
-			clean := path.Clean(strings.ToLower(strings.ReplaceAll(p, `\`, "/")))
+			clean := path.Clean(strings.ToLower(strings.ReplaceAll(strings.ReplaceAll(p, `\`, "/"), "./", "/")))
 			if strings.HasPrefix(clean+"/", "/metadata/identity/") {
 				t.Fatalf("%q is kind %d but may be read as %q", raw, kind, clean)
 			}

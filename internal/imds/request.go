@@ -110,7 +110,7 @@ func parseQuery(raw string) (TokenRequest, error) {
 	}
 	switch {
 	case q.Resource == "":
-		return TokenRequest{}, invalid("Required query variable 'resource' is missing")
+		return TokenRequest{}, invalid(DescriptionNoResource)
 	case len(q.Resource) > maxResource || !plain(q.Resource):
 		return TokenRequest{}, &Error{Status: http.StatusBadRequest, Code: CodeInvalidResource, Description: "query variable 'resource' is too long or contains control characters"}
 	case selectors > 1:
@@ -193,7 +193,8 @@ func plainPath(p string) bool {
 	segments := strings.Split(p[1:], "/")
 	for i, s := range segments {
 		last := i == len(segments)-1
-		if s == "" && !last || s == "." || s == ".." {
+		// Windows, which the real service runs on, drops dots at the end of a name.
+		if s == "" && !last || strings.HasSuffix(s, ".") {
 			return false
 		}
 	}

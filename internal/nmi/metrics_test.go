@@ -1,76 +1,120 @@
 package nmi
 
 import (
-	"net/http"
-	"net/http/httptest"
+	"errors"
+	"fmt"
 	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/lanyard-id/lanyard/internal/imds"
 )
 
-func TestMetricsHoldNothingThatACallerWrote(t *testing.T) {
-	m := NewMetrics()
-	s := httptest.NewServer(m.Measure(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })))
-	defer s.Close()
-	for _, path := range []string{"/metadata/identity/oauth2/token?resource=evil", "/metadata/instance/evil", "/evil", "/metadata/%69dentity"} {
-		res, err := http.Get(s.URL + path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		res.Body.Close()
-	}
+// series lists what is counted as "name label label …".
+func series(t *testing.T, m *Metrics) map[string]int {
+	t.Helper()
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(m)
 	families, err := registry.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := map[string]uint64{}
+	got := map[string]int{}
 	for _, f := range families {
 		for _, metric := range f.GetMetric() {
-			var labels []string
+			labels := []string{f.GetName()}
 			for _, l := range metric.GetLabel() {
-				labels = append(labels, l.GetValue())
+				labels = append(labels, l.GetName()+"="+l.GetValue())
 			}
-			got[f.GetName()+" "+strings.Join(labels, " ")] = metric.GetHistogram().GetSampleCount()
+			got[strings.Join(labels, " ")] = int(metric.GetHistogram().GetSampleCount()) + int(metric.GetCounter().GetValue())
 		}
 	}
-	for series, want := range map[string]uint64{
-		"aadpodidentity_nmi_operations_duration_seconds token 418":    1,
-		"aadpodidentity_nmi_operations_duration_seconds metadata 418": 1,
-		"aadpodidentity_nmi_operations_duration_seconds refused 418":  2,
-	} {
-		if got[series] != want {
-			t.Errorf("%s = %d, want %d; all: %v", series, got[series], want, got)
-		}
+	return got
+}
+
+func TestMetricsHoldNothingThatACallerWrote(t *testing.T) {
+	f := newFixture(t)
+	f.Metrics = NewMetrics()
+	for _, target := range []string{tokenQuery, tokenQuery + "&client_id=evil", imds.TokenPath + "?resource=evil", "/metadata/instance/evil", "/evil", "/metadata/%69dentity"} {
+		f.get(t, target)
 	}
-	if len(got) != 3 {
-		t.Errorf("series: %v", got)
+	f.ask(t, f.hostURL, "GET", "/host/token?resource=https://graph.microsoft.com/.default", "podns: default", "podname: test-id-pod")
+	f.ask(t, f.hostURL, "GET", "/host/token?resource=r", "podns: evil", "podname: evil")
+	const name = "aadpodidentity_nmi_operations_duration_seconds"
+	want := map[string]int{
+		name + " namespace=default operation_type=token resource=vault status_code=200":      1,
+		name + " namespace=default operation_type=token resource=vault status_code=404":      1,
+		name + " namespace=default operation_type=token resource=other status_code=200":      1,
+		name + " namespace= operation_type=metadata resource= status_code=200":               1,
+		name + " namespace= operation_type=refused resource= status_code=404":                1,
+		name + " namespace= operation_type=refused resource= status_code=400":                1,
+		name + " namespace=default operation_type=host_token resource=graph status_code=200": 1,
+		name + " namespace= operation_type=host_token resource=other status_code=404":        1,
+	}
+	if diff := cmp.Diff(want, series(t, f.Metrics)); diff != "" {
+		t.Errorf("-want +got\n%s", diff)
+	}
+	for i := range 2 * maxNamespaces {
+		f.Metrics.observe(operation{kind: imds.TokenEndpoint, namespace: fmt.Sprint("n", i)}, time.Second)
+	}
+	if n := len(series(t, f.Metrics)); n > maxNamespaces+len(want)+1 {
+		t.Errorf("%d series", n)
 	}
 }
 
-func TestMetricsAreListedInTheDocuments(t *testing.T) {
+// names is every metric that an agent can have. Pod Identity v1 had those
+// without nmi_token_cache and _lost_ in their names.
+var names = []string{
+	"aadpodidentity_imds_operations_duration_seconds",
+	"aadpodidentity_imds_operations_errors_count",
+	"aadpodidentity_kubernetes_api_operations_errors_count",
+	"aadpodidentity_nmi_events_lost_total",
+	"aadpodidentity_nmi_log_lines_lost_total",
+	"aadpodidentity_nmi_operations_duration_seconds",
+	"aadpodidentity_nmi_token_cache_requests_total",
+}
+
+func allMetrics() *Metrics {
 	m := NewMetrics()
-	m.operations.WithLabelValues("token", "200").Observe(1)
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(m)
-	if n, err := testutil.GatherAndCount(registry); err != nil || n == 0 {
-		t.Fatal(n, err)
+	m.Lost(func() uint64 { return 1 }, func() uint64 { return 2 })
+	m.observe(operation{kind: imds.TokenEndpoint, status: 200}, time.Second)
+	m.Upstream("adal_token_msi", time.Second, errors.New("x"))
+	m.Upstream("get_secret", time.Second, errors.New("x"))
+	m.Cached(true)
+	m.Cached(false)
+	return m
+}
+
+func TestTheListOfMetricsIsComplete(t *testing.T) {
+	var got []string
+	for s := range series(t, allMetrics()) {
+		got = append(got, strings.Fields(s)[0])
 	}
-	families, err := registry.Gather()
-	if err != nil {
-		t.Fatal(err)
+	slices.Sort(got)
+	if diff := cmp.Diff(names, slices.Compact(got)); diff != "" {
+		t.Errorf("-want +got\n%s", diff)
 	}
+}
+
+// A metric that the documents tell of exists.
+func TestTheDocumentsListNoOtherMetrics(t *testing.T) {
 	text, err := os.ReadFile("../../docs/operations.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, f := range families {
-		if !strings.Contains(string(text), "`"+f.GetName()+"`") {
-			t.Errorf("docs/operations.md does not list %s", f.GetName())
+	told := regexp.MustCompile("`(aadpodidentity_(?:nmi|imds)_[a-z_]+)`").FindAllStringSubmatch(string(text), -1)
+	if len(told) == 0 {
+		t.Error("docs/operations.md lists no metrics of the node agent")
+	}
+	for _, m := range told {
+		if !slices.Contains(names, m[1]) {
+			t.Errorf("docs/operations.md lists %s, which does not exist", m[1])
 		}
 	}
 }

@@ -3,14 +3,19 @@
 //
 //	pod ── GET 169.254.169.254 ──> redirect ──> Server
 //	   1 imds.Parse            what is asked
-//	   2 Node.PodByIP          who asks
+//	   2 Node.Pod              who asks: the address, and the port that it is behind
 //	   3 binding.Select        may it, now; a request that comes before its assignment waits for it
-//	   4 token.Source          the token, from the node's own metadata service
+//	   4 Tokens                the token: cached, or from the node's metadata service or Entra
 //	   5 Recorder              the record: events on the binding and the pod, one audit line
-//	   6 imds.WriteToken       the answer
+//	   6 answer                as Pod Identity v1 wrote it
+//	CSI driver ── GET 127.0.0.1/host/token ──> Host: who calls is checked first, then 2 to 6 for the pod it names
 //
 // Other paths below /metadata go on to the metadata service. A path that
 // somebody else might read as the token endpoint goes nowhere.
+//
+// Subpackages: nodewatch is the Node that Kubernetes and the node's network
+// show (an address alone proves nothing: see there how it is tied to a pod),
+// journal the Recorder, caller says which process calls Host, source gets tokens.
 package nmi
 
 import (
@@ -28,26 +33,57 @@ import (
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
 	"github.com/lanyard-id/lanyard/internal/binding"
 	"github.com/lanyard-id/lanyard/internal/imds"
+	"github.com/lanyard-id/lanyard/internal/sandbox"
 	"github.com/lanyard-id/lanyard/internal/token"
 )
 
-// codeNotFound is the error member of a refusal for want of an identity.
-const codeNotFound = "not_found"
+// Who names a pod of this node in one of three ways: by Address, by UID, or by
+// Namespace and Name.
+type Who struct {
+	Address         netip.Addr // unmapped
+	UID             string
+	Namespace, Name string
+}
 
-// unknownPodWait bounds how long a request waits for its own pod to be seen:
-// a container may ask before its address has reached the API server's watch.
-const unknownPodWait = 2 * time.Second
+func (w Who) String() string {
+	switch {
+	case w.Address.IsValid():
+		return "the address " + w.Address.String()
+	case w.UID != "":
+		return "the uid " + w.UID
+	default:
+		return w.Namespace + "/" + w.Name
+	}
+}
 
 // A Node tells what is known about the pods of this node.
 type Node interface {
-	// PodByIP returns the one running pod that has the address to itself.
-	PodByIP(ctx context.Context, ip netip.Addr) (binding.Pod, error)
+	// Pod returns the one running pod that is meant. A pod is found by an
+	// address only if it has the address to itself. The error is an
+	// *UnknownPodError.
+	Pod(who Who) (binding.Pod, error)
 	// World returns what the rules need to judge the pod, and the
-	// exceptions of its namespace.
-	World(ctx context.Context, pod binding.Pod) (binding.World, []*v1.AzurePodIdentityException, error)
-	// Changed returns a channel that is closed at the next change of
-	// anything that PodByIP or World would return.
+	// exceptions of its namespace. None of it may be modified.
+	World(pod binding.Pod) (binding.World, []*v1.AzurePodIdentityException)
+	// Changes returns a channel that yields after changes of what the other
+	// two would return for this pod, and a function that ends this.
+	Changes(who Who) (<-chan struct{}, func())
+}
+
+// Arrivals tells which network port of the node an address is behind, which no
+// pod can forge.
+type Arrivals interface {
+	// Behind is false if the address is behind none, or behind several.
+	Behind(ip netip.Addr) (sandbox.Port, bool)
+	// Changed returns a channel that is closed when Behind may have another answer.
 	Changed() <-chan struct{}
+}
+
+// Tokens gets the tokens of an identity: one, or one per tenant with
+// auxiliaryTenantIDs, the primary first. Errors are *imds.Error values or wrap
+// the context's error.
+type Tokens interface {
+	Tokens(ctx context.Context, id *v1.AzureIdentity, resource string) ([]token.Token, error)
 }
 
 // A Recorder keeps the record of decisions. It must not block.
@@ -58,21 +94,30 @@ type Recorder interface {
 // A Decision is one answer to one request for a token.
 type Decision struct {
 	Pod      binding.Pod
+	Address  netip.Addr               // of the caller, if it was told by that
+	For      string                   // the pod that asked in its name (Host); empty if itself
 	Binding  *v1.AzureIdentityBinding // nil if no binding was found, or none was needed
 	Identity *v1.AzureIdentity        // nil likewise
 	Excepted bool                     // an AzurePodIdentityException let the pod through
 	Resource string
 	Issued   bool
-	Expires  time.Time // of the token
-	Reason   string    // why not: a binding.Reason, or what the upstream said
-	Text     string    // the same for people
+
+	Expires      time.Time // what the pod was told
+	TokenExpires time.Time // what the token says: later if the binding closes before
+
+	Reason string // why not: a binding.Reason, or what the upstream said
+	Text   string // the same for people
 }
 
-// A Server answers the pods of one node. Node, Tokens, Recorder and Upstream
-// must be set.
+// Clipped reports whether the pod was told an earlier end than the token's.
+func (d Decision) Clipped() bool { return d.Expires.Before(d.TokenExpires) }
+
+// A Server answers the pods of one node. Node, Tokens, Metadata, Recorder and
+// Upstream must be set.
 type Server struct {
 	Node     Node
-	Tokens   token.Source
+	Tokens   Tokens
+	Metadata token.Source // the metadata service, for pods with an exception
 	Recorder Recorder
 	Upstream *url.URL // the metadata service that other paths go to
 
@@ -86,19 +131,59 @@ type Server struct {
 	BlockInstance bool
 	// Rules say how strictly requests are read.
 	Rules imds.Rules
+	// Limits bounds what one pod may ask; nil means without bounds.
+	Limits *Limits
+	// Metrics may be nil.
+	Metrics *Metrics
+	// Transport reaches Upstream; nil means one of its own.
+	Transport http.RoundTripper
 
 	Now    func() time.Time // nil means time.Now
 	Logger *slog.Logger     // nil means slog.Default
 
-	once  sync.Once
-	proxy *httputil.ReverseProxy
+	once    sync.Once
+	proxy   *httputil.ReverseProxy
+	buffers sync.Pool // of *[]byte
+}
+
+// NewHTTPServer returns a server for a Server or a Host with their limits: wait
+// is how long a request may wait for an assignment.
+func NewHTTPServer(h http.Handler, wait time.Duration) *http.Server {
+	return &http.Server{
+		Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: wait + time.Minute,
+		IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+		DisableGeneralOptionsHandler: true, // OPTIONS * is refused like any path that is not served
+	}
 }
 
 // ServeHTTP answers one request. Refusals are written and logged here.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	err := s.serve(w, r)
-	if err == nil {
-		return
+	start := time.Now()
+	var o operation
+	o.kind = imds.Classify(r.URL)
+	err := s.serve(w, r, &o)
+	if err != nil {
+		o.status = s.fail(w, r, err)
+	}
+	s.Metrics.observe(o, time.Since(start))
+}
+
+// An operation is what the metrics tell of a request.
+type operation struct {
+	kind      imds.Kind
+	host      bool
+	status    int
+	namespace string
+	resource  string
+}
+
+// statusGone is what is counted when the client left before its answer.
+const statusGone = 499
+
+// fail writes an error and logs it.
+func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) int {
+	if r.Context().Err() != nil {
+		return statusGone
 	}
 	var e *imds.Error
 	if !errors.As(err, &e) {
@@ -106,197 +191,93 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	s.logger().InfoContext(r.Context(), "request refused", "remote", r.RemoteAddr, "status", e.Status, "err", err)
 	imds.WriteError(w, e)
+	return e.Status
 }
 
-func (s *Server) serve(w http.ResponseWriter, r *http.Request) error {
-	switch kind := imds.Classify(r.URL); kind {
-	case imds.TokenEndpoint:
-		return s.serveToken(w, r)
-	case imds.Instance, imds.Other:
-		if err := s.Rules.CheckHeaders(r.Header); err != nil {
-			return err
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, o *operation) error {
+	switch o.kind {
+	case imds.TokenEndpoint, imds.Instance, imds.Other:
+		if r.Method == http.MethodConnect {
+			return &imds.Error{Status: http.StatusBadRequest, Code: imds.CodeInvalidRequest, Description: "Invalid request"}
 		}
-		if kind == imds.Instance && s.BlockInstance {
-			return &imds.Error{Status: http.StatusForbidden, Code: imds.CodeInvalidRequest, Description: "access to instance metadata is blocked on this cluster"}
-		}
-		s.upstream().ServeHTTP(w, r)
-		return nil
 	case imds.Foreign:
 		return &imds.Error{Status: http.StatusNotFound, Code: imds.CodeInvalidRequest, Description: "only paths below /metadata are served"}
 	default:
 		return &imds.Error{Status: http.StatusBadRequest, Code: imds.CodeInvalidRequest, Description: "Invalid request"}
 	}
-}
-
-func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) error {
-	request, err := s.Rules.Parse(r)
-	if err != nil {
+	// The contract comes before everything that costs or tells something: SDKs
+	// probe without the header and give up after 0.3 s.
+	if err := s.Rules.CheckHeaders(r.Header); err != nil {
 		return err
 	}
 	remote, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
 		return fmt.Errorf("the peer's address: %w", err)
 	}
-	d, err := s.decide(r.Context(), remote.Addr().Unmap(), request)
+	who := Who{Address: remote.Addr().Unmap().WithZone("")}
+	pod, _ := s.Node.Pod(who) // an unknown one is limited by its address
+	release, err := s.Limits.enter(pod.UID, who.Address, s.now())
 	if err != nil {
 		return err
 	}
-	upstream := token.Request{Resource: request.Resource}
-	if d.Excepted {
-		upstream.ClientID, upstream.ObjectID, upstream.ResourceID = request.ClientID, request.ObjectID, request.ResourceID
-	} else {
-		// By resource id, because that is what mic was allowed to assign: an
-		// AzureIdentity that pairs its own resource id with a foreign client
-		// id must not get the foreign token.
-		upstream.ResourceID = d.Identity.Spec.ResourceID
+	defer release()
+	if o.kind == imds.TokenEndpoint {
+		return s.serveToken(w, r, who, o)
 	}
-	t, err := s.Tokens.Token(r.Context(), upstream)
-	if err != nil {
-		if r.Context().Err() != nil {
-			return err // nobody waits for the answer any more
-		}
-		failure := tokenFailure(err)
-		d.Reason, d.Text = failure.Code, failure.Description
-		s.Recorder.Record(r.Context(), d)
-		return failure
+	if o.kind == imds.Instance && s.BlockInstance {
+		return &imds.Error{Status: http.StatusForbidden, Code: imds.CodeInvalidRequest, Description: "Request blocked by AAD Pod Identity NMI"}
 	}
-	d.Issued, d.Expires = true, t.ExpiresOn
-	s.Recorder.Record(r.Context(), d)
-	imds.WriteToken(w, t, s.now())
+	seen := &statusWriter{ResponseWriter: w, status: http.StatusOK}
+	s.upstream().ServeHTTP(seen, r)
+	o.status = seen.status
 	return nil
 }
 
-// tokenFailure is what the pod is told when the upstream gave no token. 403
-// as in Pod Identity v1: SDKs do not retry it, and asking again does not help.
-func tokenFailure(err error) *imds.Error {
+func (s *Server) serveToken(w http.ResponseWriter, r *http.Request, who Who, o *operation) error {
+	q := request{who: who}
+	var err error
+	if q.TokenRequest, err = s.Rules.Parse(r); err != nil {
+		return spelled(err)
+	}
+	d, tokens, err := s.get(r.Context(), q)
+	o.namespace, o.resource = d.Pod.Namespace, q.Resource
+	if err != nil {
+		return err
+	}
+	o.status = http.StatusOK
+	s.writeTokens(w, tokens, d.Expires, s.now())
+	return nil
+}
+
+// spelled gives a refusal of the request the words of Pod Identity v1.
+func spelled(err error) error {
 	var e *imds.Error
-	if !errors.As(err, &e) {
-		return &imds.Error{Status: http.StatusServiceUnavailable, Description: "the metadata service did not answer", Err: err}
+	if errors.As(err, &e) && e.Description == imds.DescriptionNoResource {
+		same := *e
+		same.Description = "parameter resource cannot be empty"
+		return &same
 	}
-	if e.Status == http.StatusBadRequest {
-		return &imds.Error{Status: http.StatusForbidden, Code: e.Code, Description: "no token for this identity: " + e.Description, Err: err}
-	}
-	return e
-}
-
-// decide answers who asks and with which identity it may be served. A refusal
-// is recorded.
-func (s *Server) decide(ctx context.Context, ip netip.Addr, r imds.TokenRequest) (Decision, error) {
-	start := s.now()
-	for {
-		changed := s.Node.Changed() // before looking, so that no change is missed
-		d, refusal, err := s.look(ctx, ip, r)
-		if err != nil || refusal == nil {
-			return d, err
-		}
-		var patience time.Duration
-		if refusal.wait {
-			patience = s.Wait
-			if d.Pod.Name == "" {
-				patience = min(patience, unknownPodWait)
-			}
-		}
-		left := patience - s.now().Sub(start)
-		if left > 0 && wait(ctx, changed, left) {
-			continue
-		}
-		if ctx.Err() != nil {
-			return d, ctx.Err()
-		}
-		return d, s.refuse(ctx, d, refusal)
-	}
-}
-
-// wait waits for a change and reports whether it came in time.
-func wait(ctx context.Context, changed <-chan struct{}, most time.Duration) bool {
-	timer := time.NewTimer(most)
-	defer timer.Stop()
-	select {
-	case <-changed:
-		return true
-	case <-timer.C:
-	case <-ctx.Done():
-	}
-	return false
-}
-
-// A refusal is a decision against a request.
-type refusal struct {
-	status int
-	reason string
-	text   string
-	wait   bool // whether a change may help soon
-}
-
-// look decides once, on what is known at this instant.
-func (s *Server) look(ctx context.Context, ip netip.Addr, r imds.TokenRequest) (Decision, *refusal, error) {
-	d := Decision{Resource: r.Resource}
-	pod, err := s.Node.PodByIP(ctx, ip)
-	var unknown *UnknownPodError
-	if errors.As(err, &unknown) {
-		return d, &refusal{status: http.StatusNotFound, reason: "UnknownPod", text: unknown.Error(), wait: unknown.Wait}, nil
-	}
-	if err != nil {
-		return d, nil, err
-	}
-	d.Pod = pod
-	world, exceptions, err := s.Node.World(ctx, pod)
-	if err != nil {
-		return d, nil, fmt.Errorf("reading what pod %s/%s is entitled to: %w", pod.Namespace, pod.Name, err)
-	}
-	if binding.Excepted(pod, exceptions) {
-		d.Excepted = true
-		return d, nil, nil
-	}
-	bound, err := binding.Select(pod, world, binding.Selector{ClientID: r.ClientID, ObjectID: r.ObjectID, ResourceID: r.ResourceID}, s.now())
-	var no *binding.Refusal
-	if errors.As(err, &no) {
-		d.Binding, d.Identity = no.Binding, no.Identity
-		return d, &refusal{status: status(no.Reason), reason: string(no.Reason), text: no.Text, wait: no.Wait()}, nil
-	}
-	d.Binding, d.Identity = bound.Binding, bound.Identity
-	return d, nil, err
-}
-
-// status is Pod Identity v1's status for a reason.
-func status(reason binding.Reason) int {
-	switch reason {
-	case binding.UnsupportedSelector:
-		return http.StatusBadRequest
-	case binding.InvalidIdentity, binding.UnsupportedType, binding.NotOpen:
-		return http.StatusForbidden
-	default:
-		return http.StatusNotFound
-	}
-}
-
-func (s *Server) refuse(ctx context.Context, d Decision, r *refusal) error {
-	d.Reason, d.Text = r.reason, r.text
-	s.Recorder.Record(ctx, d)
-	e := &imds.Error{Status: r.status, Code: imds.CodeInvalidRequest, Description: r.text}
-	if r.status == http.StatusNotFound {
-		e.Code = codeNotFound
-		if s.RetryAfter > 0 {
-			e.Status, e.RetryAfter = http.StatusServiceUnavailable, s.RetryAfter
-		}
-	}
-	return e
+	return err
 }
 
 // upstream passes requests on to the metadata service as the node's own.
 func (s *Server) upstream() http.Handler {
 	s.once.Do(func() {
+		transport := s.Transport
+		if transport == nil {
+			transport = &http.Transport{
+				Proxy:                 nil, // the metadata service must not be reached through one
+				ResponseHeaderTimeout: 10 * time.Second,
+				MaxIdleConnsPerHost:   8,
+				IdleConnTimeout:       30 * time.Second,
+			}
+		}
 		s.proxy = &httputil.ReverseProxy{
 			Rewrite: func(p *httputil.ProxyRequest) {
 				p.Out.URL.Scheme, p.Out.URL.Host = s.Upstream.Scheme, s.Upstream.Host
 				p.Out.Host = s.Upstream.Host
 			},
-			Transport: &http.Transport{
-				Proxy:                 nil, // the metadata service must not be reached through one
-				ResponseHeaderTimeout: 10 * time.Second,
-				MaxIdleConnsPerHost:   8,
-				IdleConnTimeout:       30 * time.Second,
-			},
+			Transport: transport,
 			ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 				s.logger().WarnContext(r.Context(), "metadata service unreachable", "path", r.URL.Path, "err", err)
 				imds.WriteError(w, &imds.Error{Status: http.StatusBadGateway, Description: "the metadata service did not answer"})
@@ -321,14 +302,13 @@ func (s *Server) logger() *slog.Logger {
 	return slog.Default()
 }
 
-// An UnknownPodError says that no pod of this node can be held to be the
-// sender of an address.
+// An UnknownPodError says that no pod of this node can be held to be meant.
 type UnknownPodError struct {
-	IP   netip.Addr
+	Who  Who
 	Why  string
 	Wait bool // whether the pod may yet be seen
 }
 
 func (e *UnknownPodError) Error() string {
-	return fmt.Sprintf("the address %s is not that of one pod on this node: %s", e.IP, e.Why)
+	return fmt.Sprintf("%s is not that of one pod on this node: %s", e.Who, e.Why)
 }

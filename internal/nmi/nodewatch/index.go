@@ -1,0 +1,272 @@
+package nodewatch
+
+import (
+	"maps"
+	"slices"
+	"sync/atomic"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
+	lanyard "github.com/lanyard-id/lanyard/api/lanyard/v1alpha1"
+	"github.com/lanyard-id/lanyard/internal/binding"
+	"net/netip"
+)
+
+// A view is what concerns one pod. It is never modified.
+type view struct {
+	world      binding.World
+	exceptions []*v1.AzurePodIdentityException
+}
+
+type viewPointer = atomic.Pointer[view]
+
+type named[T any] = map[name]T
+
+// indexes are guarded by Watcher.mu; the objects in them are never modified.
+type indexes struct {
+	byUID     map[string]*entry
+	byName    map[name]*entry
+	byAddress map[netip.Addr][]*entry
+
+	bindings    named[*v1.AzureIdentityBinding]
+	bySelector  map[string]named[*v1.AzureIdentityBinding] // those that have one
+	byNamespace map[string]named[*v1.AzureIdentityBinding] // those without
+	byIdentity  map[name]named[*v1.AzureIdentityBinding]
+	identities  named[*v1.AzureIdentity]
+	assigned    map[name]named[*v1.AzureAssignedIdentity]       // by pod
+	exceptions  map[string]named[*v1.AzurePodIdentityException] // by namespace
+	asked       map[name]named[*lanyard.AccessRequest]          // by binding
+}
+
+func newIndexes() indexes {
+	return indexes{
+		byUID: map[string]*entry{}, byName: map[name]*entry{}, byAddress: map[netip.Addr][]*entry{},
+		bindings: named[*v1.AzureIdentityBinding]{}, bySelector: map[string]named[*v1.AzureIdentityBinding]{}, byNamespace: map[string]named[*v1.AzureIdentityBinding]{},
+		byIdentity: map[name]named[*v1.AzureIdentityBinding]{}, identities: named[*v1.AzureIdentity]{}, assigned: map[name]named[*v1.AzureAssignedIdentity]{},
+		exceptions: map[string]named[*v1.AzurePodIdentityException]{}, asked: map[name]named[*lanyard.AccessRequest]{},
+	}
+}
+
+// set and unset keep an index of indexes free of empty ones.
+func set[K comparable, T any](index map[K]named[T], k K, n name, o T) {
+	if index[k] == nil {
+		index[k] = named[T]{}
+	}
+	index[k][n] = o
+}
+
+func unset[K comparable, T any](index map[K]named[T], k K, n name) {
+	if delete(index[k], n); len(index[k]) == 0 {
+		delete(index, k)
+	}
+}
+
+// may is wider than binding.Matches: it is what the indexes can tell.
+func may(b *v1.AzureIdentityBinding, pod binding.Pod) bool {
+	if b.Spec.Selector != "" {
+		return b.Spec.Selector == pod.Labels[v1.BindingLabel]
+	}
+	return b.Namespace == pod.Namespace
+}
+
+// look makes the view of a pod. It needs the lock for reading.
+func (w *Watcher) look(pod binding.Pod) *view {
+	bindings := slices.Collect(maps.Values(w.byNamespace[pod.Namespace]))
+	if label := pod.Labels[v1.BindingLabel]; label != "" {
+		bindings = slices.AppendSeq(bindings, maps.Values(w.bySelector[label]))
+	}
+	identities := map[name]*v1.AzureIdentity{}
+	var requests []*lanyard.AccessRequest
+	for _, b := range bindings {
+		n := name{b.Namespace, b.Spec.AzureIdentity}
+		if id := w.identities[n]; id != nil {
+			identities[n] = id
+		}
+		requests = slices.AppendSeq(requests, maps.Values(w.asked[name{b.Namespace, b.Name}]))
+	}
+	v := &view{
+		world: binding.World{
+			Bindings: bindings, Assigned: slices.Collect(maps.Values(w.assigned[name{pod.Namespace, pod.Name}])), Requests: requests,
+			Identity:        func(ns, n string) *v1.AzureIdentity { return identities[name{ns, n}] },
+			ForceNamespaced: w.config.ForceNamespaced, Managed: w.config.Managed,
+		},
+		exceptions: slices.Collect(maps.Values(w.exceptions[pod.Namespace])),
+	}
+	return v
+}
+
+// touch drops the views of the pods that a change concerns and wakes who waits
+// for them. It needs the lock.
+func (w *Watcher) touch(concerns func(binding.Pod) bool) {
+	of := map[*entry]struct{}{}
+	for _, e := range w.byUID {
+		if concerns(e.pod) {
+			of[e] = struct{}{}
+		}
+	}
+	w.touched(of)
+}
+
+func (w *Watcher) touched(of map[*entry]struct{}) {
+	if len(of) == 0 {
+		return
+	}
+	for e := range of {
+		e.view.Store(nil)
+		w.changed[e] = struct{}{}
+	}
+	w.wake(of)
+	select {
+	case w.hasMore <- struct{}{}:
+	default:
+	}
+}
+
+func nameOf(o client.Object) name { return name{o.GetNamespace(), o.GetName()} }
+
+// put takes an object that is new or changed.
+func (w *Watcher) put(obj any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch o := obj.(type) {
+	case *corev1.Pod:
+		w.putPod(o)
+	case *v1.AzureIdentityBinding:
+		w.putBinding(o)
+	case *v1.AzureIdentity:
+		w.identities[nameOf(o)] = o
+		w.touchIdentity(nameOf(o))
+	case *v1.AzureAssignedIdentity:
+		pod := name{o.Spec.PodNamespace, o.Spec.Pod}
+		set(w.assigned, pod, nameOf(o), o)
+		w.touch(func(p binding.Pod) bool { return p.Namespace == pod.namespace && p.Name == pod.name })
+	case *v1.AzurePodIdentityException:
+		set(w.exceptions, o.Namespace, nameOf(o), o)
+		w.touch(func(p binding.Pod) bool { return p.Namespace == o.Namespace })
+	case *lanyard.AccessRequest:
+		set(w.asked, name{o.Namespace, o.Spec.Binding}, nameOf(o), o)
+		w.touchRequest(o)
+	}
+}
+
+// remove takes an object that is no more.
+func (w *Watcher) remove(obj any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch o := obj.(type) {
+	case *corev1.Pod:
+		w.removePod(o.UID)
+	case *v1.AzureIdentityBinding:
+		w.unindex(o)
+		w.touch(func(p binding.Pod) bool { return may(o, p) })
+	case *v1.AzureIdentity:
+		delete(w.identities, nameOf(o))
+		w.touchIdentity(nameOf(o))
+	case *v1.AzureAssignedIdentity:
+		pod := name{o.Spec.PodNamespace, o.Spec.Pod}
+		unset(w.assigned, pod, nameOf(o))
+		w.touch(func(p binding.Pod) bool { return p.Namespace == pod.namespace && p.Name == pod.name })
+	case *v1.AzurePodIdentityException:
+		unset(w.exceptions, o.Namespace, nameOf(o))
+		w.touch(func(p binding.Pod) bool { return p.Namespace == o.Namespace })
+	case *lanyard.AccessRequest:
+		unset(w.asked, name{o.Namespace, o.Spec.Binding}, nameOf(o))
+		w.touchRequest(o)
+	}
+}
+
+func (w *Watcher) touchIdentity(id name) {
+	of := w.byIdentity[id]
+	if len(of) == 0 {
+		return
+	}
+	w.touch(func(p binding.Pod) bool {
+		for _, b := range of {
+			if may(b, p) {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+func (w *Watcher) touchRequest(r *lanyard.AccessRequest) {
+	if b := w.bindings[name{r.Namespace, r.Spec.Binding}]; b != nil {
+		w.touch(func(p binding.Pod) bool { return may(b, p) })
+	}
+}
+
+func (w *Watcher) putBinding(b *v1.AzureIdentityBinding) {
+	n := nameOf(b)
+	old := w.bindings[n]
+	if old != nil {
+		w.unindex(old)
+	}
+	w.bindings[n] = b
+	if b.Spec.Selector != "" {
+		set(w.bySelector, b.Spec.Selector, n, b)
+	} else {
+		set(w.byNamespace, b.Namespace, n, b)
+	}
+	set(w.byIdentity, name{b.Namespace, b.Spec.AzureIdentity}, n, b)
+	w.touch(func(p binding.Pod) bool { return may(b, p) || old != nil && may(old, p) })
+}
+
+func (w *Watcher) unindex(b *v1.AzureIdentityBinding) {
+	n := nameOf(b)
+	delete(w.bindings, n)
+	if b.Spec.Selector != "" {
+		unset(w.bySelector, b.Spec.Selector, n)
+	} else {
+		unset(w.byNamespace, b.Namespace, n)
+	}
+	unset(w.byIdentity, name{b.Namespace, b.Spec.AzureIdentity}, n)
+}
+
+func (w *Watcher) putPod(p *corev1.Pod) {
+	e := entryOf(p)
+	old := w.byUID[e.pod.UID]
+	w.remember(e, old, p)
+	if old != nil {
+		w.forget(old)
+	}
+	if former := w.byName[name{e.pod.Namespace, e.pod.Name}]; former != nil && former.pod.UID != e.pod.UID {
+		w.forget(former) // its deletion was missed
+	}
+	w.byUID[e.pod.UID] = e
+	w.byName[name{e.pod.Namespace, e.pod.Name}] = e
+	for _, a := range e.addresses {
+		w.byAddress[a] = append(w.byAddress[a], e)
+	}
+	of := map[*entry]struct{}{e: {}}
+	if old != nil {
+		delete(w.changed, old)
+		of[old] = struct{}{} // who waits by an address that it had
+	}
+	w.touched(of)
+	delete(w.changed, old)
+}
+
+func (w *Watcher) removePod(uid types.UID) {
+	if e := w.byUID[string(uid)]; e != nil {
+		w.forget(e)
+		delete(w.changed, e)
+		w.wake(map[*entry]struct{}{e: {}})
+	}
+}
+
+func (w *Watcher) forget(e *entry) {
+	delete(w.byUID, e.pod.UID)
+	if n := (name{e.pod.Namespace, e.pod.Name}); w.byName[n] == e {
+		delete(w.byName, n)
+	}
+	for _, a := range e.addresses {
+		w.byAddress[a] = slices.DeleteFunc(w.byAddress[a], func(x *entry) bool { return x == e })
+		if len(w.byAddress[a]) == 0 {
+			delete(w.byAddress, a)
+		}
+	}
+}
