@@ -144,7 +144,7 @@ func (n *node) serve(t *testing.T, at netip.AddrPort, name string) net.Listener 
 			}
 			go func() {
 				defer c.Close()
-				peer, _, _ := strings.Cut(c.RemoteAddr().String(), ":")
+				peer := netip.MustParseAddrPort(c.RemoteAddr().String()).Addr()
 				for lines := bufio.NewScanner(c); lines.Scan(); {
 					fmt.Fprintf(c, "%s saw %s\n", name, peer)
 				}
@@ -267,7 +267,10 @@ func TestRemoveLeavesNothingAndMayBeRepeated(t *testing.T) {
 	for range 2 {
 		must(t, n.Do(func() error { return Remove(metadata) }))
 		var there bool
-		must(t, n.Do(func() (err error) { there, err = (&Writer{Rules: Rules{Metadata: metadata, Agent: agent}}).installed(); return err }))
+		must(t, n.Do(func() (err error) {
+			there, err = (&Writer{Rules: Rules{Metadata: metadata, Agent: agent}}).installed()
+			return err
+		}))
 		if there {
 			t.Error("the table is still there")
 		}
@@ -280,12 +283,15 @@ func TestAddressesThatCannotBeLedToAreRefused(t *testing.T) {
 		rules Rules
 		want  string
 	}{
-		"the agent on loopback":        {Rules{Metadata: metadata, Agent: netip.MustParseAddrPort("127.0.0.1:2579")}, "use an address of the node"},
-		"the agent on all addresses":   {Rules{Metadata: metadata, Agent: netip.MustParseAddrPort("0.0.0.0:2579")}, "use an address of the node"},
-		"the agent without a port":     {Rules{Metadata: metadata, Agent: netip.MustParseAddrPort("10.9.0.1:0")}, "not an IPv4 address and a port"},
-		"the agent on IPv6":            {Rules{Metadata: metadata, Agent: netip.MustParseAddrPort("[fd00::1]:2579")}, "not an IPv4 address and a port"},
-		"the metadata service on IPv6": {Rules{Metadata: netip.MustParseAddrPort("[fd00::1]:80"), Agent: agent}, "not an IPv4 address and a port"},
-		"nothing at all":               {Rules{}, "not an IPv4 address and a port"},
+		"the agent on loopback":              {Rules{Metadata: metadata, Agent: netip.MustParseAddrPort("127.0.0.1:2579")}, "use an address of the node"},
+		"the agent on all addresses":         {Rules{Metadata: metadata, Agent: netip.MustParseAddrPort("0.0.0.0:2579")}, "use an address of the node"},
+		"the agent without a port":           {Rules{Metadata: metadata, Agent: netip.MustParseAddrPort("10.9.0.1:0")}, "not an IPv4 address and a port"},
+		"IPv6 for the agent alone":           {Rules{Metadata: metadata, Agent: agent, Agent6: agent6}, "both, or none"},
+		"IPv4 in the place of IPv6":          {Rules{Metadata: metadata, Agent: agent, Metadata6: metadata, Agent6: agent}, "not IPv6 addresses"},
+		"the agent on all addresses of IPv6": {Rules{Metadata: metadata, Agent: agent, Metadata6: metadata6, Agent6: netip.MustParseAddrPort("[::]:1")}, "use an address of the node"},
+		"the agent on IPv6":                  {Rules{Metadata: metadata, Agent: netip.MustParseAddrPort("[fd00::1]:2579")}, "not an IPv4 address and a port"},
+		"the metadata service on IPv6":       {Rules{Metadata: netip.MustParseAddrPort("[fd00::1]:80"), Agent: agent}, "not an IPv4 address and a port"},
+		"nothing at all":                     {Rules{}, "not an IPv4 address and a port"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if err := Install(tt.rules); err == nil || !strings.Contains(err.Error(), tt.want) {
@@ -332,7 +338,10 @@ func TestRulesThatSomebodyElseTookAwayComeBack(t *testing.T) {
 					t.Fatal("the rules do not come back")
 				default:
 				}
-				must(t, n.Do(func() (err error) { there, err = (&Writer{Rules: Rules{Metadata: metadata, Agent: agent}}).installed(); return err }))
+				must(t, n.Do(func() (err error) {
+					there, err = (&Writer{Rules: Rules{Metadata: metadata, Agent: agent}}).installed()
+					return err
+				}))
 			}
 			expect(t, n.pods[0], metadata, "agent saw 10.9.0.2")
 			cancel()

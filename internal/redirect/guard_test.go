@@ -1,0 +1,435 @@
+package redirect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/lanyard-id/lanyard/internal/lab/netns"
+	"github.com/lanyard-id/lanyard/internal/sandbox"
+)
+
+func guard() Rules { return Rules{Metadata: metadata, Agent: agent, Guard: true} }
+
+// A guarded node runs what nmi runs beside its server: a Writer, and a Table
+// that tells it.
+type guarded struct {
+	writer *Writer
+	table  *sandbox.Table
+	stop   func() // the agent dies; its rules stay
+}
+
+func start(t *testing.T, n *node, rules Rules) *guarded {
+	t.Helper()
+	g := &guarded{writer: &Writer{Rules: rules}}
+	must(t, n.Do(g.writer.Install))
+	g.table = &sandbox.Table{Known: g.writer.Known(), Admit: g.writer.Admit}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- n.Do(func() error { return g.table.Run(ctx) }) }()
+	stopped := false
+	g.stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	t.Cleanup(g.stop)
+	return g
+}
+
+// admitted waits until the packet filter knows these addresses.
+func (g *guarded) admitted(t *testing.T, addresses ...string) {
+	t.Helper()
+	eventually(t, func() error {
+		there := map[string]bool{}
+		for _, c := range g.writer.Known() {
+			for _, a := range c.Addresses {
+				there[a.String()] = true
+			}
+		}
+		for _, a := range addresses {
+			if !there[a] {
+				return fmt.Errorf("%s is not admitted; %v are", a, there)
+			}
+		}
+		return nil
+	})
+}
+
+func eventually(t *testing.T, check func() error) {
+	t.Helper()
+	tick, limit := time.NewTicker(5*time.Millisecond), time.After(10*time.Second)
+	defer tick.Stop()
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-limit:
+			t.Fatal(err)
+		}
+	}
+}
+
+// stranger expects that a namespace gets no answer.
+func stranger(t *testing.T, from *netns.NS, to netip.AddrPort) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if c, err := from.DialContext(ctx, "tcp", to.String()); err == nil {
+		c.Close()
+		t.Error("it is connected; want silence")
+	}
+}
+
+func (n *node) hardware(t *testing.T, in *netns.NS, name string) (h [6]byte) {
+	t.Helper()
+	must(t, in.Do(func() error {
+		l, err := netlink.LinkByName(name)
+		if err == nil {
+			copy(h[:], l.Attrs().HardwareAddr)
+		}
+		return err
+	}))
+	return h
+}
+
+// unlocked lets the node believe each claim of a neighbour at once, as it does
+// a second after the last.
+func (n *node) unlocked(t *testing.T) {
+	t.Helper()
+	must(t, n.Do(func() error { return os.WriteFile("/proc/sys/net/ipv4/neigh/br0/locktime", []byte("0"), 0o644) }))
+}
+
+// Each attack works without the guard: what is tested is the guard.
+func TestAPodWithRawSocketsCannotAskInItsNeighboursName(t *testing.T) {
+	for name, prepare := range map[string]struct {
+		claim bool
+		as    func(th *thief, victim [6]byte)
+	}{
+		"by claiming its address in ARP":                    {true, func(*thief, [6]byte) {}},
+		"by sending with its hardware address":              {false, func(th *thief, victim [6]byte) { th.source = victim }},
+		"by claiming its address in a frame with a tag":     {true, func(th *thief, _ [6]byte) { th.tags = 1 }},
+		"by claiming its address in frames with two tags":   {true, func(th *thief, _ [6]byte) { th.tags = 2 }},
+		"by sending with its hardware address and two tags": {false, func(th *thief, victim [6]byte) { th.source, th.tags = victim, 2 }},
+	} {
+		for _, guarded := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, guard %t", name, guarded), func(t *testing.T) {
+				n := newNode(t)
+				n.unlocked(t)
+				n.serve(t, agent, "agent")
+				rules, want := guard(), ""
+				if !guarded {
+					rules.Guard, want = false, "agent saw 10.9.0.2"
+				}
+				g := start(t, n, rules)
+				g.admitted(t, "10.9.0.2", "10.9.0.3")
+				expect(t, n.pods[0], metadata, "agent saw 10.9.0.2")
+				th := newThief(t, n.pods[1], n.hardware(t, n.NS, "br0"))
+				prepare.as(th, n.hardware(t, n.pods[0], "eth0"))
+				if got := th.steal(t, netip.MustParseAddr("10.9.0.2"), agent.Addr(), metadata, prepare.claim); got != want {
+					t.Errorf("the thief read %q, want %q", got, want)
+				}
+				if guarded {
+					expect(t, n.pods[0], metadata, "agent saw 10.9.0.2")
+					expect(t, n.pods[1], metadata, "agent saw 10.9.0.3")
+				}
+			})
+		}
+	}
+}
+
+// A claim in ARP without a request would send the neighbour's answers, with
+// its token, to the thief.
+func TestAnswersGoToThePodThatAsked(t *testing.T) {
+	for _, guarded := range []bool{false, true} {
+		t.Run(fmt.Sprintf("guard %t", guarded), func(t *testing.T) {
+			n := newNode(t)
+			n.unlocked(t)
+			n.serve(t, agent, "agent")
+			rules := guard()
+			rules.Guard = guarded
+			g := start(t, n, rules)
+			g.admitted(t, "10.9.0.2", "10.9.0.3")
+			expect(t, n.pods[0], metadata, "agent saw 10.9.0.2")
+			th := newThief(t, n.pods[1], n.hardware(t, n.NS, "br0"))
+			th.claim(t, netip.MustParseAddr("10.9.0.2"), agent.Addr())
+			_, err := ask(t, n.pods[0], metadata)
+			if (err == nil) != guarded {
+				t.Errorf("the victim's own request: %v", err)
+			}
+		})
+	}
+}
+
+func TestANewPodIsAnsweredAtItsFirstPacket(t *testing.T) {
+	n := newNode(t)
+	n.serve(t, agent, "agent")
+	g := start(t, n, guard())
+	pod := n.pod(t, 5)
+	began := time.Now()
+	g.admitted(t, "10.9.0.7")
+	if took := time.Since(began); took > 100*time.Millisecond {
+		t.Errorf("it took %s until the pod was admitted", took)
+	}
+	began = time.Now()
+	expect(t, pod, metadata, "agent saw 10.9.0.7")
+	if took := time.Since(began); took > 500*time.Millisecond {
+		t.Errorf("a packet was sent twice: it took %s", took)
+	}
+}
+
+func TestWithoutAnAgentKnownPodsAreRefusedAndNewOnesHearNothing(t *testing.T) {
+	n := newNode(t)
+	n.serve(t, metadata, "metadata")
+	g := start(t, n, guard())
+	g.admitted(t, "10.9.0.2", "10.9.0.3")
+	g.stop()
+	if got, err := ask(t, n.pods[0], metadata); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("got %q, %v; want a refused connection", got, err)
+	}
+	pod := n.pod(t, 5)
+	stranger(t, pod, metadata)
+	// Its other ways are open: an agent that is dead stops nothing else.
+	n.serve(t, netip.AddrPortFrom(agent.Addr(), 8080), "other")
+	expect(t, pod, netip.AddrPortFrom(agent.Addr(), 8080), "other saw 10.9.0.7")
+
+	// The next agent takes over what the kernel knows, and learns the rest.
+	n.serve(t, agent, "agent")
+	g = start(t, n, guard())
+	if known := g.writer.Known(); len(known) < 2 {
+		t.Errorf("the next agent knows %v", known)
+	}
+	expect(t, n.pods[0], metadata, "agent saw 10.9.0.2")
+	g.admitted(t, "10.9.0.7")
+	expect(t, pod, metadata, "agent saw 10.9.0.7")
+}
+
+// move gives a pod another address, as one with NET_ADMIN can.
+func move(t *testing.T, pod *netns.NS, address string) {
+	t.Helper()
+	must(t, pod.Do(func() error {
+		eth0, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		a, err := netlink.ParseAddr(address)
+		if err != nil {
+			return err
+		}
+		return errors.Join(netlink.AddrAdd(eth0, a), netlink.RouteReplace(&netlink.Route{Gw: agent.Addr().AsSlice(), Src: a.IP}))
+	}))
+}
+
+func TestAPodThatGivesItselfAnAddressGainsNothing(t *testing.T) {
+	n := newNode(t)
+	n.serve(t, agent, "agent")
+	g := start(t, n, guard())
+	g.admitted(t, "10.9.0.2", "10.9.0.3")
+	// A runtime needs longer than this from a pod's address to its process.
+	born := time.Now()
+	eventually(t, func() error {
+		if time.Since(born) < 100*time.Millisecond {
+			return errors.New("the pod is still being made")
+		}
+		return nil
+	})
+	n.pods[0].Close()
+	for _, restart := range []bool{false, true} {
+		if restart { // also while no agent looks
+			g.stop()
+		}
+		move(t, n.pods[1], map[bool]string{false: "10.9.0.99/24", true: "10.9.0.98/24"}[restart])
+		stranger(t, n.pods[1], metadata)
+		if restart {
+			g = start(t, n, guard())
+			g.admitted(t, "10.9.0.3")
+			stranger(t, n.pods[1], metadata)
+		}
+	}
+	for _, a := range []string{"10.9.0.98", "10.9.0.99"} {
+		if p, ok := g.table.Behind(netip.MustParseAddr(a)); ok {
+			t.Errorf("%s is behind %v", a, p)
+		}
+	}
+}
+
+// routed plugs a pod in as Calico does: a route to each pod, no bridge.
+func (n *node) routed(t *testing.T, i int) *netns.NS {
+	t.Helper()
+	pod := n.pod(t, i)
+	must(t, n.Do(func() error {
+		port, err := netlink.LinkByName(fmt.Sprintf("veth%d", i))
+		if err != nil {
+			return err
+		}
+		at := &net.IPNet{IP: net.IPv4(10, 9, 0, byte(2+i)), Mask: net.CIDRMask(32, 32)}
+		return errors.Join(
+			netlink.LinkSetNoMaster(port),
+			os.WriteFile("/proc/sys/net/ipv4/conf/"+port.Attrs().Name+"/proxy_arp", []byte("1"), 0o644),
+			os.WriteFile("/proc/sys/net/ipv4/conf/"+port.Attrs().Name+"/rp_filter", []byte("0"), 0o644),
+			netlink.RouteAdd(&netlink.Route{LinkIndex: port.Attrs().Index, Dst: at, Scope: netlink.SCOPE_LINK}),
+		)
+	}))
+	return pod
+}
+
+// arrived reports whether a packet from an address got as far as connection
+// tracking.
+func (n *node) arrived(t *testing.T, from netip.AddrPort) (there bool) {
+	t.Helper()
+	must(t, n.Do(func() error {
+		flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, netlink.FAMILY_V4)
+		for _, f := range flows {
+			there = there || same(f.Forward.SrcIP, f.Forward.SrcPort, from)
+		}
+		return err
+	}))
+	return there
+}
+
+func TestTheNodeItselfIsRefusedWithBlockHostUnlessItsSocketIsMarked(t *testing.T) {
+	n := newNode(t)
+	n.serve(t, metadata, "metadata")
+	n.serve(t, agent, "agent")
+	rules := guard()
+	rules.BlockHost = true
+	g := start(t, n, rules)
+	g.admitted(t, "10.9.0.2")
+	if got, err := ask(t, n.NS, metadata); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("a process of the node got %q, %v; want a refused connection", got, err)
+	}
+	expect(t, n.pods[0], metadata, "agent saw 10.9.0.2")
+	var got string
+	must(t, n.Do(func() error {
+		c, err := (&net.Dialer{Control: Control}).DialContext(t.Context(), "tcp", metadata.String())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		got, err = line(c)
+		return err
+	}))
+	if got != "metadata saw 169.254.169.254" {
+		t.Errorf("the agent got %q", got)
+	}
+	must(t, n.Do(func() error { return Remove(metadata) }))
+	expect(t, n.NS, metadata, "metadata saw 169.254.169.254")
+}
+
+func TestAMarkNeedsACapability(t *testing.T) {
+	n := newNode(t)
+	must(t, n.Do(func() error {
+		hdr, none := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, [2]unix.CapUserData{}
+		if err := unix.Capset(&hdr, &none[0]); err != nil {
+			return err
+		}
+		c, err := (&net.Dialer{Control: Control}).DialContext(t.Context(), "tcp", metadata.String())
+		if err == nil {
+			c.Close()
+		}
+		if !errors.Is(err, unix.EPERM) {
+			t.Errorf("marking a socket without a capability: %v", err)
+		}
+		return nil
+	}))
+}
+
+var (
+	metadata6 = netip.MustParseAddrPort("[fd00:a9fe:a9fe::254]:80")
+	agent6    = netip.MustParseAddrPort("[fd09::1]:2579")
+)
+
+// dual gives the node and its pods IPv6 addresses beside the others, fd09::2
+// and fd09::3 for the pods.
+func (n *node) dual(t *testing.T) {
+	t.Helper()
+	add := func(link string, a netip.Prefix, route *netlink.Route) func() error {
+		return func() error {
+			l, err := netlink.LinkByName(link)
+			if err != nil {
+				return err
+			}
+			at := &net.IPNet{IP: a.Addr().AsSlice(), Mask: net.CIDRMask(a.Bits(), 128)}
+			if err := netlink.AddrAdd(l, &netlink.Addr{IPNet: at, Flags: unix.IFA_F_NODAD}); err != nil || route == nil {
+				return err
+			}
+			return netlink.RouteAdd(route)
+		}
+	}
+	must(t, n.Do(add("br0", netip.PrefixFrom(agent6.Addr(), 64), nil)))
+	must(t, n.Do(add("lo", netip.PrefixFrom(metadata6.Addr(), 128), nil)))
+	for i, pod := range n.pods {
+		a := netip.MustParsePrefix(fmt.Sprintf("fd09::%d/64", i+2))
+		must(t, pod.Do(add("eth0", a, &netlink.Route{Dst: &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}, Gw: agent6.Addr().AsSlice()})))
+	}
+}
+
+func TestPodsAreLedAndHeldToTheirAddressesWithIPv6(t *testing.T) {
+	for _, guarded := range []bool{false, true} {
+		t.Run(fmt.Sprintf("guard %t", guarded), func(t *testing.T) {
+			n := newNode(t)
+			n.dual(t)
+			n.serve(t, agent, "agent")
+			n.serve(t, agent6, "agent")
+			rules, want := Rules{Metadata: metadata, Agent: agent, Metadata6: metadata6, Agent6: agent6, Guard: guarded}, ""
+			if !guarded {
+				want = "agent saw fd09::2"
+			}
+			g := start(t, n, rules)
+			g.admitted(t, "10.9.0.2", "fd09::2", "10.9.0.3", "fd09::3")
+			expect(t, n.pods[0], metadata, "agent saw 10.9.0.2")
+			expect(t, n.pods[0], metadata6, "agent saw fd09::2")
+			if got, err := ask(t, n.pods[0], agent6); err == nil {
+				t.Errorf("the agent's own address answers %q", got)
+			}
+			th := newThief(t, n.pods[1], n.hardware(t, n.NS, "br0"))
+			if got := th.steal(t, netip.MustParseAddr("fd09::2"), agent6.Addr(), metadata6, true); got != want {
+				t.Errorf("the thief read %q, want %q", got, want)
+			}
+			if guarded {
+				expect(t, n.pods[0], metadata6, "agent saw fd09::2")
+			}
+			must(t, n.Do(func() error { return Remove(metadata, metadata6) }))
+		})
+	}
+}
+
+func TestAPodWithARouteOfItsOwnIsHeldToIt(t *testing.T) {
+	for _, guarded := range []bool{false, true} {
+		t.Run(fmt.Sprintf("guard %t", guarded), func(t *testing.T) {
+			n := newNode(t)
+			must(t, n.Do(func() error {
+				return os.WriteFile("/proc/sys/net/ipv4/conf/all/rp_filter", []byte("0"), 0o644)
+			}))
+			n.serve(t, agent, "agent")
+			rules := guard()
+			rules.Guard = guarded
+			must(t, n.Do((&Writer{Rules: rules}).Install)) // no agent tells who is where: the route is enough
+			victim, other := n.routed(t, 6), n.routed(t, 7)
+			expect(t, victim, metadata, "agent saw 10.9.0.8")
+			expect(t, other, metadata, "agent saw 10.9.0.9")
+			th := newThief(t, other, n.hardware(t, n.NS, "veth7"))
+			th.segment(t, netip.MustParseAddr("10.9.0.8"), metadata, syn, 1000, 0, "")
+			expect(t, other, metadata, "agent saw 10.9.0.9") // comes after the forged packet
+			if got := n.arrived(t, netip.AddrPortFrom(netip.MustParseAddr("10.9.0.8"), th.port)); got == guarded {
+				t.Errorf("the forged packet arrived: %t", got)
+			}
+		})
+	}
+}
