@@ -1,6 +1,7 @@
 // Command lanyard is Lanyard's one command for people: it starts a real
 // Kubernetes cluster with a local Azure beside it, plays the story that the
-// README tells, and runs the local cloud alone.
+// README tells, runs the local cloud alone, and asks for and grants access to
+// identities that are open on request. As kubectl-lanyard it is kubectl's plugin.
 package main
 
 import (
@@ -69,18 +70,22 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 }
 
 func rootCommand() *cobra.Command {
+	self := displayName(os.Args[0])
 	root := &cobra.Command{
-		Use:   "lanyard",
-		Short: "Azure identities for every workload on any Kubernetes cluster",
+		Use:         "lanyard",
+		Annotations: map[string]string{cobra.CommandDisplayNameAnnotation: self},
+		Short:       "Azure identities for every workload on any Kubernetes cluster",
 		Long: `Lanyard gives every workload on any Kubernetes cluster an Azure identity, with no
 secret in the pod.
 
 This command starts a lab: a real Kubernetes cluster and a local Azure on this
-machine, in namespaces of their own. Nothing on the host changes.`,
+machine, in namespaces of their own. Nothing on the host changes. And on any
+cluster with Lanyard it asks for access to an identity, and decides about it.`,
 		Example: `  lanyard demo                          start everything, play the story, stop
   lanyard lab up --detach               start a lab and leave it up
   eval "$(lanyard lab env)"             point kubectl, az and the SDKs at it
-  lanyard cloud                         the local Azure alone, without a cluster`,
+  lanyard cloud                         the local Azure alone, without a cluster
+  lanyard access request --help         ask for an identity that is open on request`,
 		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -91,7 +96,8 @@ machine, in namespaces of their own. Nothing on the host changes.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w (see %q)", err, cmd.CommandPath()+" --help")}
 	})
-	root.AddCommand(labCommand(), cloudCommand(), demoCommand(), internalCommand())
+	root.AddCommand(labCommand(), cloudCommand(), demoCommand(), accessCommand(self), internalCommand())
+	root.AddCommand(decisionCommands(self)...)
 	return root
 }
 

@@ -21,7 +21,7 @@ import (
 // The test binary is the command itself, so that the scripts run what people
 // run, with what `make build` put into bin.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"lanyard": main})
+	testscript.Main(m, map[string]func(){"lanyard": main, "kubectl-lanyard": main})
 }
 
 func TestScripts(t *testing.T) {
