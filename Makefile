@@ -57,8 +57,14 @@ requirements: ## install the Debian packages that are needed (root; otherwise sa
 bin/kube:
 	@lab/kubernetes/build
 
+.PHONY: bin/kwok
+bin/kwok:
+	@go build -C lab/kwok -ldflags "-s -w" -o $(CURDIR)/bin/kwok sigs.k8s.io/kwok/cmd/kwok
+
 .PHONY: bench
-bench: build ## measure what the documents state
+bench: build bin/kwok ## measure what the documents state, beside v1 (root)
+	@bin/bench $(BENCH)
+	@echo "Go benchmarks of single packages"
 	@go test -run '^$$' -bench . -benchmem ./internal/... | grep -v -e '^ok' -e 'no test files'
 
 .PHONY: lint

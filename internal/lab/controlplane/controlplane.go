@@ -37,6 +37,7 @@ type Config struct {
 	AuthorizationConfig  string   // file; empty means Node and RBAC
 	AuditPolicy          string   // file; empty means no audit log
 	APIServerArgs        []string // "flag=value" for kube-apiserver
+	Args                 []string // more flags of "kube server", for example "--no-scheduler"
 
 	Progress func(step string) // nil means silence
 }
@@ -111,7 +112,7 @@ func (c Config) args() []string {
 	for _, a := range c.APIServerArgs {
 		args = append(args, "--apiserver-arg", a)
 	}
-	return args
+	return append(args, c.Args...)
 }
 
 // watch follows the process to its end.

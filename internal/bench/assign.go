@@ -1,0 +1,312 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/lanyard-id/lanyard/internal/bench/meter"
+	"github.com/lanyard-id/lanyard/internal/bench/standin"
+)
+
+const (
+	v1Assign200   = 81800 * time.Millisecond
+	v1Assign2000  = 22500 * time.Millisecond
+	v1Clean2000   = 31100 * time.Millisecond
+	v1OtherVMSS   = 57500 * time.Millisecond
+	v1WritesOfPod = 5.0
+)
+
+func assignment() Experiment {
+	return Experiment{
+		Name: "assignment", What: "mic with its default flags, ARM at 2 s", limit: 5 * time.Minute, run: (*Runner).assignment,
+		Rows: []Row{
+			{"assign-200", "200 pods to assigned, default flags, ARM 2 s", "81.8 s", "4 s"},
+			{"assign-2000", "2,000 pods on 30 nodes to assigned, default flags", "22.5 s at raised flags", "10 s"},
+			{"clean-2000", "2,000 pods to cleaned, default flags", "31.1 s at raised flags", "10 s"},
+			{"api-writes", "API writes per pod lifetime, without events", "5", "counted"},
+			{"other-scale-set", "another VMSS while one PATCH takes 30 s", "57.5 s", "3 s"},
+		},
+	}
+}
+
+func (r *Runner) assignment(ctx context.Context) (m []Measurement, err error) {
+	b, err := r.newBed(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, b.Close(ctx)) }()
+	w := &wave{bed: b}
+	if w.tracker, err = b.track(ctx); err != nil {
+		return nil, err
+	}
+	const identities = 100
+	if err := b.namespace(ctx, benchSpace); err != nil {
+		return nil, err
+	}
+	if err := b.identities(ctx, benchSpace, 1, identities); err != nil {
+		return nil, err
+	}
+	small, err := b.scaleSet(ctx, "small", 10)
+	if err != nil {
+		return nil, err
+	}
+	var large []string
+	for i := range 3 {
+		nodes, err := b.scaleSet(ctx, fmt.Sprintf("large%d", i), 10)
+		if err != nil {
+			return nil, err
+		}
+		large = append(large, nodes...)
+	}
+	mic, err := b.startMIC(ctx)
+	if err != nil {
+		return nil, err
+	}
+
+	up, err := w.up(ctx, 200, 10, small, time.Minute+30*time.Second)
+	if err != nil {
+		return nil, err
+	}
+	down, err := w.down(ctx, time.Minute+30*time.Second)
+	if err != nil {
+		return nil, err
+	}
+	m = append(m, Measurement{
+		Row: Row{Name: "assign-200"}, Now: brief(up.took), Value: up.took.Seconds(), Unit: "s", Ratio: times(v1Assign200, up.took), OK: up.took <= 4*time.Second,
+		Note: fmt.Sprintf("from the first pod's creation, %s of it to create the pods; one scale set of 10 nodes, 10 identities; %s; cleaned in %s (v1: 121 s)", brief(up.creating), up.cloud, brief(down.took)),
+	})
+	other, err := w.other(ctx)
+	if err != nil {
+		return m, err
+	}
+	m = append(m, other)
+
+	if err := b.idle(ctx, mic.PID()); err != nil {
+		return m, err
+	}
+	before, err := b.writes(ctx)
+	if err != nil {
+		return m, err
+	}
+	up, err = w.up(ctx, 2000, identities, large, 2*time.Minute)
+	if err != nil {
+		return m, err
+	}
+	m = append(m, Measurement{
+		Row: Row{Name: "assign-2000"}, Now: brief(up.took), Value: up.took.Seconds(), Unit: "s", Ratio: times(v1Assign2000, up.took), OK: up.took <= 10*time.Second,
+		Note: fmt.Sprintf("from the first pod's creation, %s of it to create the pods; 3 scale sets, 100 identities; %s; processor time of mic %s, of the API server %s", brief(up.creating), up.cloud, brief(up.mic), brief(up.api)),
+	})
+	down, err = w.down(ctx, 2*time.Minute)
+	if err != nil {
+		return m, err
+	}
+	m = append(m, Measurement{
+		Row: Row{Name: "clean-2000"}, Now: brief(down.took), Value: down.took.Seconds(), Unit: "s", Ratio: times(v1Clean2000, down.took), OK: down.took <= 10*time.Second,
+		Note: fmt.Sprintf("until every assignment and every identity on a machine is gone, from the first pod's deletion, %s of it to delete the pods; %s; processor time of mic %s, of the API server %s", brief(down.creating), down.cloud, brief(down.mic), brief(down.api)),
+	})
+	if err := b.idle(ctx, mic.PID()); err != nil {
+		return m, err
+	}
+	after, err := b.writes(ctx)
+	if err != nil {
+		return m, err
+	}
+	return append(m, perPod(before, after, 2000, mic)), nil
+}
+
+// perPod is what mic wrote for each of n pods.
+func perPod(before, after map[string]int, n int, mic *child) Measurement {
+	count := func(resource string) float64 { return float64(after[resource]-before[resource]) / float64(n) }
+	own := count("azureassignedidentities")
+	note := fmt.Sprintf("events %.2f, other custom resources %.2f, refused %.3f per pod", count("events"),
+		count("azureidentities")+count("azureidentitybindings"), count("azureassignedidentities refused")+count("events refused"))
+	if used, err := meter.MemoryOf(mic.PID()); err == nil {
+		note += fmt.Sprintf("; mic holds %s (v1: 79 MB), at most %s", megabytes(used.Resident), megabytes(used.Peak))
+	}
+	return Measurement{Row: Row{Name: "api-writes"}, Now: fmt.Sprintf("%.2f", own), Value: own, Ratio: times(v1WritesOfPod, own), OK: own > 0 && own <= v1WritesOfPod, Note: note}
+}
+
+// A wave is pods that come and go together.
+type wave struct {
+	*bed
+	tracker *tracker
+	count   int // waves so far
+	pods    int // of this one
+	space   string
+}
+
+// An outcome is how long one half of a wave took, and what it cost.
+type outcome struct {
+	took     time.Duration
+	creating time.Duration // or deleting
+	cloud    string
+	mic, api time.Duration // processor time
+}
+
+func (w *wave) measure(ctx context.Context, n int, work func() (creating time.Duration, err error)) (o outcome, err error) {
+	before, err := w.stats(ctx)
+	if err != nil {
+		return o, err
+	}
+	cpu := w.processorTimes()
+	started := time.Now()
+	if o.creating, err = work(); err != nil {
+		return o, err
+	}
+	o.took = time.Since(started)
+	now := w.processorTimes()
+	o.mic, o.api = now["mic"]-cpu["mic"], now["api"]-cpu["api"]
+	after, err := w.stats(ctx)
+	if err != nil {
+		return o, err
+	}
+	o.cloud = fmt.Sprintf("for %d pods ARM saw %d changes, %d reads, %d polls, %d conflicts", n, after.Changes-before.Changes, after.Reads-before.Reads, after.Polls-before.Polls, after.Conflicts-before.Conflicts)
+	return o, nil
+}
+
+func (b *bed) processorTimes() map[string]time.Duration {
+	out := map[string]time.Duration{}
+	for name, pid := range map[string]int{"mic": b.mic.PID(), "api": b.control.PID()} {
+		if d, err := meter.CPU(pid); err == nil {
+			out[name] = d
+		}
+	}
+	return out
+}
+
+// up makes pods on the nodes and waits until each has its identity.
+func (w *wave) up(ctx context.Context, n, identities int, nodes []string, limit time.Duration) (outcome, error) {
+	w.count++
+	w.pods, w.space = n, fmt.Sprintf("wave-%d", w.count)
+	if err := w.namespace(ctx, w.space); err != nil {
+		return outcome{}, err
+	}
+	w.step("%d pods on %d nodes", n, len(nodes))
+	return w.measure(ctx, n, func() (time.Duration, error) {
+		started := time.Now()
+		err := each(ctx, n, func(ctx context.Context, i int) error {
+			_, err := w.kube.CoreV1().Pods(w.space).Create(ctx, pod(w.space, fmt.Sprintf("pod-%05d", i), nodes[i%len(nodes)], 1+i/len(nodes)%identities), metav1.CreateOptions{})
+			return err
+		})
+		creating := time.Since(started)
+		if err != nil {
+			return creating, fmt.Errorf("creating pods: %w", err)
+		}
+		return creating, w.tracker.wait(ctx, limit, n, n)
+	})
+}
+
+// down deletes the pods and waits until nothing of them is left, in the
+// cluster or on a machine.
+func (w *wave) down(ctx context.Context, limit time.Duration) (outcome, error) {
+	w.step("deleting %d pods", w.pods)
+	return w.measure(ctx, w.pods, func() (time.Duration, error) {
+		started := time.Now()
+		err := each(ctx, w.pods, func(ctx context.Context, i int) error {
+			return w.kube.CoreV1().Pods(w.space).Delete(ctx, fmt.Sprintf("pod-%05d", i), metav1.DeleteOptions{GracePeriodSeconds: new(int64)})
+		})
+		deleting := time.Since(started)
+		if err != nil {
+			return deleting, fmt.Errorf("deleting pods: %w", err)
+		}
+		if err := w.tracker.wait(ctx, limit, 0, 0); err != nil {
+			return deleting, err
+		}
+		return deleting, until(ctx, limit, func() error { return w.bare(ctx) })
+	})
+}
+
+// bare fails while any machine has an identity.
+func (b *bed) bare(ctx context.Context) error {
+	s, err := b.stats(ctx)
+	if err != nil {
+		return err
+	}
+	for machine, n := range s.Identities {
+		if n > 0 {
+			return fmt.Errorf("%s still has %d identities", machine, n)
+		}
+	}
+	return nil
+}
+
+// other measures a scale set beside one whose change takes 30 s.
+func (w *wave) other(ctx context.Context) (Measurement, error) {
+	slow, err := w.scaleSet(ctx, "slow", 1)
+	if err != nil {
+		return Measurement{}, err
+	}
+	quick, err := w.scaleSet(ctx, "quick", 1)
+	if err != nil {
+		return Measurement{}, err
+	}
+	if err := w.setLatency(ctx, "slow", 30*time.Second); err != nil {
+		return Measurement{}, err
+	}
+	w.step("a change of one scale set takes 30 s, another one is wanted")
+	if _, err := w.kube.CoreV1().Pods(benchSpace).Create(ctx, pod(benchSpace, "slow", slow[0], 1), metav1.CreateOptions{}); err != nil {
+		return Measurement{}, err
+	}
+	if err := until(ctx, 20*time.Second, func() error { return w.changing(ctx, "slow") }); err != nil {
+		return Measurement{}, err
+	}
+	started := time.Now()
+	if _, err := w.kube.CoreV1().Pods(benchSpace).Create(ctx, pod(benchSpace, "quick", quick[0], 1), metav1.CreateOptions{}); err != nil {
+		return Measurement{}, err
+	}
+	if err := w.tracker.wait(ctx, 90*time.Second, 1, 2); err != nil {
+		return Measurement{}, err
+	}
+	took := time.Since(started)
+	beside := w.changing(ctx, "slow") == nil
+	// The slow one has to end, too, before the next measurement.
+	if err := w.tracker.wait(ctx, 90*time.Second, 2, 2); err != nil {
+		return Measurement{}, err
+	}
+	if err := w.setLatency(ctx, "slow", 0); err != nil {
+		return Measurement{}, err
+	}
+	for _, name := range []string{"slow", "quick"} {
+		if err := w.kube.CoreV1().Pods(benchSpace).Delete(ctx, name, metav1.DeleteOptions{GracePeriodSeconds: new(int64)}); err != nil {
+			return Measurement{}, err
+		}
+	}
+	return Measurement{
+		Row: Row{Name: "other-scale-set"}, Now: brief(took), Value: took.Seconds(), Unit: "s", Ratio: times(v1OtherVMSS, took), OK: beside && took <= 3*time.Second,
+		Note: fmt.Sprintf("ARM takes 2 s for it; the other change was still under way: %t", beside),
+	}, w.tracker.wait(ctx, time.Minute, 0, 0)
+}
+
+func (b *bed) changing(ctx context.Context, machine string) error {
+	s, err := b.stats(ctx)
+	if err == nil && s.UnderWay[machine] == 0 {
+		err = fmt.Errorf("%s is not being changed", machine)
+	}
+	return err
+}
+
+// setLatency says how long changes of one machine take from now on.
+func (b *bed) setLatency(ctx context.Context, machine string, d time.Duration) error {
+	form := url.Values{"machine": {machine}, "latency": {d.String()}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, cloudURL()+standin.LatencyPath, strings.NewReader(form.Encode()))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	res, err := b.outside.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("setting a latency: %s", res.Status)
+	}
+	return nil
+}

@@ -1,0 +1,223 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/lanyard-id/lanyard/internal/bench/load"
+)
+
+func TestTheTableShowsWhatWasMissedAndWhy(t *testing.T) {
+	rows := []Measurement{
+		{Row: Row{"a", "fast", "10 s", "1 s"}, Now: "0.5 s", Ratio: "20 times", OK: true, Note: "seen once"},
+		{Row: Row{"b", "slow", "-", "1 s"}, Now: "2 s"},
+		{Row: Row{"c", "broken", "-", "1 s"}, Now: "not measured", Error: "no\nserver"},
+	}
+	var b bytes.Buffer
+	if err := WriteTable(&b, rows); err != nil {
+		t.Fatal(err)
+	}
+	want := `        WHAT    V1 MEASURED  REACH  MEASURED NOW  BETTER THAN V1
+ok      fast    10 s         1 s    0.5 s         20 times
+MISSED  slow    -            1 s    2 s           -
+FAILED  broken  -            1 s    not measured  -
+
+a: seen once
+
+c: no
+    server
+`
+	if diff := cmp.Diff(want, b.String()); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	if missed, failed := Missed(rows); missed != 2 || failed != 1 {
+		t.Errorf("%d missed, %d failed", missed, failed)
+	}
+}
+
+func TestEveryRowOfAnExperimentIsInItsResult(t *testing.T) {
+	rows := []Row{{Name: "a", What: "A"}, {Name: "b", What: "B"}}
+	got := complete(rows, []Measurement{{Row: Row{Name: "b"}, Now: "1", OK: true}}, errors.New("it broke"))
+	want := []Measurement{
+		{Row: Row{Name: "a", What: "A"}, Now: "not measured", Error: "it broke"},
+		{Row: Row{Name: "b", What: "B"}, Now: "1", OK: true},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	if got := complete(rows[:1], nil, nil); got[0].OK || got[0].Error == "" {
+		t.Errorf("a row that nobody measured passes: %+v", got[0])
+	}
+}
+
+func TestExperimentsAreChosenByTheirNamesAndTheirRows(t *testing.T) {
+	for name, tt := range map[string]struct {
+		names, want []string
+		err         string
+	}{
+		"all without a name":                   {nil, []string{"cached-token", "service-principal", "upstream-dead", "many-identities", "assignment", "scale", "first-token"}, ""},
+		"one by its name":                      {[]string{"scale"}, []string{"scale"}, ""},
+		"one by a row, in the order of all":    {[]string{"clean-2000", "memory"}, []string{"many-identities", "assignment"}, ""},
+		"one by its name and one of its rows":  {[]string{"assignment", "assign-200"}, []string{"assignment"}, ""},
+		"none by a name that nobody has heard": {[]string{"scale", "speed"}, nil, `no row "speed"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			chosen, err := Choose(tt.names)
+			if (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
+				t.Fatalf("error %v, want %q", err, tt.err)
+			}
+			var got []string
+			for _, e := range chosen {
+				got = append(got, e.Name)
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestEveryRowSaysWhatIsToBeReached(t *testing.T) {
+	seen := map[string]bool{}
+	for _, e := range Experiments() {
+		if e.limit <= 0 || e.run == nil || e.What == "" {
+			t.Errorf("the experiment %s is not whole", e.Name)
+		}
+		for _, r := range e.Rows {
+			if r.Name == "" || r.What == "" || r.V1 == "" || r.Reach == "" || seen[r.Name] {
+				t.Errorf("the row %+v of %s is not whole, or there are two", r, e.Name)
+			}
+			seen[r.Name] = true
+		}
+	}
+}
+
+func TestWritesAreCountedByResource(t *testing.T) {
+	const text = `# TYPE apiserver_request_total counter
+apiserver_request_total{code="201",component="apiserver",dry_run="",group="aadpodidentity.k8s.io",resource="azureassignedidentities",scope="resource",subresource="",verb="POST",version="v1"} 200
+apiserver_request_total{code="200",component="apiserver",dry_run="",group="aadpodidentity.k8s.io",resource="azureassignedidentities",scope="resource",subresource="",verb="PATCH",version="v1"} 1.2e+03
+apiserver_request_total{code="409",component="apiserver",dry_run="",group="aadpodidentity.k8s.io",resource="azureassignedidentities",scope="resource",subresource="",verb="PATCH",version="v1"} 3
+apiserver_request_total{code="200",component="apiserver",dry_run="",group="aadpodidentity.k8s.io",resource="azureassignedidentities",scope="cluster",subresource="",verb="LIST",version="v1"} 9
+apiserver_request_total{code="201",component="apiserver",dry_run="",group="",resource="events",scope="resource",subresource="",verb="POST",version="v1"} 7
+apiserver_request_duration_seconds_count{resource="pods",verb="POST"} 5
+`
+	want := map[string]int{"azureassignedidentities": 1400, "azureassignedidentities refused": 3, "events": 7}
+	if diff := cmp.Diff(want, countWrites(text)); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestATrackerCountsAssignments(t *testing.T) {
+	tr := &tracker{state: map[string]string{}, changed: make(chan struct{})}
+	tr.note("default/a", "Created")
+	tr.note("default/b", "Created")
+	if err := tr.wait(t.Context(), time.Millisecond, 2, 2); err == nil || !strings.Contains(err.Error(), "0 of 2 are assigned") {
+		t.Errorf("two that are not assigned: %v", err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- tr.wait(t.Context(), time.Minute, 1, 1) }()
+	tr.note("default/a", "Assigned")
+	tr.note("default/a", "Assigned") // again: counted once
+	tr.note("default/b", "")
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	tr.note("default/a", "")
+	if err := tr.wait(t.Context(), time.Minute, 0, 0); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTheCostIsInUnitsOfTheBareServer(t *testing.T) {
+	c := comparison{nmi: load.Result{Requests: 100, CPU: 4 * time.Millisecond}, bare: load.Result{Requests: 200, CPU: 4 * time.Millisecond}}
+	if c.cost() != 2 {
+		t.Errorf("40 µs against 20 µs is %g", c.cost())
+	}
+	busy := comparison{nmi: load.Result{Requests: 100, CPU: 6 * time.Millisecond}, bare: load.Result{Requests: 200, CPU: 6 * time.Millisecond}}
+	if m := growth("x", c, busy, ""); m.Value != 1 || !m.OK {
+		t.Errorf("a machine that became slower counts against nmi: %+v", m)
+	}
+	dear := comparison{nmi: load.Result{Requests: 100, CPU: 5 * time.Millisecond}, bare: c.bare}
+	if m := growth("x", c, dear, ""); m.Value != 1.25 || m.OK {
+		t.Errorf("a quarter more passes: %+v", m)
+	}
+}
+
+func TestNumbersAreShort(t *testing.T) {
+	for d, want := range map[time.Duration]string{1234 * time.Nanosecond: "1 µs", 12345 * time.Microsecond: "12.3 ms", 12345 * time.Millisecond: "12.3 s"} {
+		if got := brief(d); got != want {
+			t.Errorf("%s is %q, want %q", d, got, want)
+		}
+	}
+	for want, got := range map[string]string{
+		"20 times": times(20*time.Second, time.Second), "1.5 times": times(3.0, 2.0), "-": times(time.Second, 0),
+	} {
+		if got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+func TestTheWorstAnswerCounts(t *testing.T) {
+	for name, tt := range map[string]struct {
+		took time.Duration
+		err  error
+		good bool
+		ok   bool
+	}{
+		"soon and right":   {time.Millisecond, nil, true, true},
+		"right but late":   {2 * time.Second, nil, true, false},
+		"soon but wrong":   {time.Millisecond, nil, false, false},
+		"no answer at all": {time.Millisecond, context.DeadlineExceeded, true, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var s slowest
+			s.note("refuses", load.Answer{Status: 503, Took: time.Microsecond}, nil, true)
+			s.note("hangs", load.Answer{Status: 503, Took: tt.took}, tt.err, tt.good)
+			s.note("refuses", load.Answer{Status: 503, Took: time.Microsecond}, nil, true)
+			if m := s.measurement("x"); m.OK != tt.ok || m.Value != tt.took.Seconds() {
+				t.Errorf("%+v", m)
+			}
+		})
+	}
+}
+
+func TestUntilWaitsForSuccessButNotForLostCauses(t *testing.T) {
+	n := 0
+	if err := until(t.Context(), time.Minute, func() error {
+		if n++; n < 3 {
+			return errors.New("not yet")
+		}
+		return nil
+	}); err != nil || n != 3 {
+		t.Errorf("%v after %d looks", err, n)
+	}
+	if err := until(t.Context(), time.Hour, func() error { return fatal{errors.New("it has ended")} }); err == nil || err.Error() != "it has ended" {
+		t.Errorf("a lost cause: %v", err)
+	}
+	if err := until(t.Context(), time.Millisecond, func() error { return errors.New("not yet") }); err == nil || !strings.Contains(err.Error(), "not yet") {
+		t.Errorf("over time: %v", err)
+	}
+}
+
+func TestTheWorkloadsReportIsFound(t *testing.T) {
+	r, err := readReport([]byte("attempt 1: 404\n{\"ok\":true,\"firstToken\":\"2026-11-21T06:00:00Z\",\"firstTokenMillis\":12.5}\n"))
+	if err != nil || r.FirstTokenMillis != 12.5 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	for text, want := range map[string]string{
+		"":                        "printed no report",
+		"exec format error\n":     "exec format error",
+		"{\"error\":\"refused\"}": "got no token: refused",
+	} {
+		if _, err := readReport([]byte(text)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %q", text, err, want)
+		}
+	}
+}
