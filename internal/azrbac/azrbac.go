@@ -125,13 +125,8 @@ func Evaluate(request Request, assignments []Assignment, definitions []Definitio
 	return Decision{Reason: "the principal has no role assignment"}
 }
 
-// Grants reports whether the role alone allows the action.
-func (d Definition) Grants(action string, data bool) bool {
-	granted, _ := d.grants(action, data)
-	return granted
-}
-
-// grants also says, in words that follow the role's name, why not.
+// grants reports whether the role alone allows the action, and says, in words
+// that follow the role's name, why not.
 func (d Definition) grants(action string, data bool) (granted bool, miss string) {
 	miss = "does not have the action"
 	for _, p := range d.Permissions {

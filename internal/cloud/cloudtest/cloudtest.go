@@ -38,6 +38,7 @@ import (
 	"github.com/lanyard-id/lanyard/internal/cloud/login"
 	"github.com/lanyard-id/lanyard/internal/cloud/management"
 	provider "github.com/lanyard-id/lanyard/internal/cloud/management/arm"
+	"github.com/lanyard-id/lanyard/internal/cloud/management/compute"
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
 )
 
@@ -55,6 +56,9 @@ type Cloud struct {
 	OwnerSP      directory.ServicePrincipal
 	Client       *http.Client // dials the cloud, whatever the host
 	Log          *Buffer      // of all hosts
+	// Compute and Limits are the settings of Resource Manager. They must not change while requests run.
+	Compute compute.Settings
+	Limits  bool
 
 	secret string
 	server *httptest.Server
@@ -75,7 +79,10 @@ func New(t testing.TB) *Cloud {
 	if c.Login, err = login.New(login.Config{DB: db, Now: c.Now, Logger: logger}); err != nil {
 		t.Fatal(err)
 	}
-	c.Management = &management.Server{DB: db, Verify: c.Login.Verify, Now: c.Now, Logger: logger}
+	c.Management = &management.Server{
+		DB: db, Verify: c.Login.Verify, Now: c.Now, Logger: logger,
+		Compute: func() compute.Settings { return c.Compute }, Limits: func() bool { return c.Limits },
+	}
 	c.Update(func(tx *state.Tx) error {
 		if c.Tenant, err = directory.PutTenant(tx, directory.Tenant{DisplayName: "Contoso"}); err != nil {
 			return err

@@ -1,11 +1,14 @@
 package metadata
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"maps"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/lanyard-id/lanyard/internal/cloud/management/compute"
@@ -58,32 +61,36 @@ func (s *Server) serveInstance(w http.ResponseWriter, r *http.Request, machineID
 		if segment == "" {
 			continue
 		}
-		object, _ := node.(map[string]any)
-		if node = member(object, segment); node == nil {
+		if node = member(node, segment); node == nil {
 			return &instanceError{status: http.StatusNotFound, Message: "Not found"}
 		}
 	}
 	return writeNode(w, node, query.Get("format"))
 }
 
-// member finds a member by name; paths ignore case.
-func member(object map[string]any, name string) any {
-	for k, v := range object {
-		if strings.EqualFold(k, name) {
-			return v
+// member finds a member by name, without case, or an element by its index.
+func member(node any, name string) any {
+	switch node := node.(type) {
+	case map[string]any:
+		for k, v := range node {
+			if strings.EqualFold(k, name) {
+				return v
+			}
+		}
+	case []any:
+		if i, err := strconv.Atoi(name); err == nil && i >= 0 && i < len(node) {
+			return node[i]
 		}
 	}
 	return nil
 }
 
 func writeNode(w http.ResponseWriter, node any, format string) error {
-	text, leaf := node.(string)
 	switch strings.ToLower(format) {
 	case "text":
-		if object, ok := node.(map[string]any); ok {
-			text = strings.Join(directoryOf(object), "\n")
-		} else if !leaf {
-			return &instanceError{status: http.StatusBadRequest, Message: "Bad request. This node has no text form; use format=json"}
+		text, leaf := node.(string)
+		if !leaf {
+			text = strings.Join(directoryOf(node), "\n")
 		}
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.Header().Set("X-Content-Type-Options", "nosniff")
@@ -96,14 +103,24 @@ func writeNode(w http.ResponseWriter, node any, format string) error {
 	return &instanceError{status: http.StatusBadRequest, Message: "Bad request. The format must be json or text"}
 }
 
-// directoryOf lists the members of an object, those that lead on with a slash.
-func directoryOf(object map[string]any) []string {
+// directoryOf lists the members of an object or a list, those that lead on with a slash.
+func directoryOf(node any) []string {
 	var names []string
-	for _, name := range slices.Sorted(maps.Keys(object)) {
-		if _, leaf := object[name].(string); !leaf {
+	add := func(name string, v any) {
+		if _, leaf := v.(string); !leaf {
 			name += "/"
 		}
 		names = append(names, name)
+	}
+	switch node := node.(type) {
+	case map[string]any:
+		for _, name := range slices.Sorted(maps.Keys(node)) {
+			add(name, node[name])
+		}
+	case []any:
+		for i, v := range node {
+			add(strconv.Itoa(i), v)
+		}
 	}
 	return names
 }
@@ -115,9 +132,41 @@ func document(m compute.Machine) any {
 		tags = append(tags, map[string]any{"name": k, "value": m.Tags[k]})
 		joined = append(joined, k+":"+m.Tags[k])
 	}
-	return map[string]any{"compute": map[string]any{
-		"azEnvironment": "AzurePublicCloud", "location": m.Location, "name": m.Name, "osType": "Linux", "provider": "Microsoft.Compute",
-		"resourceGroupName": m.ID.ResourceGroup, "resourceId": m.ID.String(), "subscriptionId": m.ID.SubscriptionID,
-		"tags": strings.Join(joined, ";"), "tagsList": tags, "vmId": m.VMID, "vmScaleSetName": m.ScaleSet, "vmSize": m.Size, "zone": m.Zone,
-	}, "network": map[string]any{"interface": []any{}}}
+	object := func(pairs ...string) map[string]any {
+		o := map[string]any{}
+		for i := 0; i < len(pairs); i += 2 {
+			o[pairs[i]] = pairs[i+1]
+		}
+		return o
+	}
+	compute := object("azEnvironment", "AzurePublicCloud", "customData", "", "evictionPolicy", "", "isHostCompatibilityLayerVm", "false", "licenseType", "",
+		"location", m.Location, "name", m.Name, "offer", "", "osType", "Linux", "placementGroupId", "", "platformFaultDomain", "0", "platformUpdateDomain", "0",
+		"priority", "", "provider", "Microsoft.Compute", "publisher", "", "resourceGroupName", m.ID.ResourceGroup, "resourceId", m.ID.String(), "sku", "",
+		"subscriptionId", m.ID.SubscriptionID, "tags", strings.Join(joined, ";"), "userData", "", "version", "", "vmId", m.VMID, "vmScaleSetName", m.ScaleSet,
+		"vmSize", m.Size, "zone", m.Zone)
+	compute["osProfile"] = object("adminUsername", "azureuser", "computerName", computerName(m), "disablePasswordAuthentication", "true")
+	compute["plan"] = object("name", "", "product", "", "publisher", "")
+	compute["publicKeys"] = []any{}
+	compute["tagsList"] = tags
+	if m.ScaleSet != "" {
+		compute["virtualMachineScaleSet"] = object("id", m.ID.Parent().String())
+	}
+	// The network is made up, but the same for a machine as long as it lives, and another for each.
+	h := sha256.Sum256([]byte(m.VMID))
+	ip := netip.AddrFrom4([4]byte{10, 224, h[0], h[1]}).String()
+	card := map[string]any{
+		"ipv4":       map[string]any{"ipAddress": []any{object("privateIpAddress", ip, "publicIpAddress", "")}, "subnet": []any{object("address", "10.224.0.0", "prefix", "16")}},
+		"ipv6":       map[string]any{"ipAddress": []any{}},
+		"macAddress": fmt.Sprintf("000D3A%X", h[2:5]),
+	}
+	return map[string]any{"compute": compute, "network": map[string]any{"interface": []any{card}}}
+}
+
+// computerName is the host name that Azure gives an instance: the scale set's name and the number in base 36.
+func computerName(m compute.Machine) string {
+	i, err := strconv.Atoi(m.ID.Name())
+	if m.ScaleSet == "" || err != nil {
+		return m.Name
+	}
+	return fmt.Sprintf("%s%06s", m.ScaleSet, strings.ToUpper(strconv.FormatInt(int64(i), 36)))
 }

@@ -52,6 +52,7 @@ func newMachine(t *testing.T, on ...string) *machine {
 		}
 		m.Do("PUT", identities+name, map[string]any{"location": "eastus"}, &i)
 		m.names["${"+name+".id}"], m.names["${"+strings.ToUpper(name)+".ID}"] = i.ID, strings.ToUpper(i.ID)
+		m.names["${"+strings.ToUpper(name)+".CLIENTID}"] = strings.ToUpper(i.Properties.ClientID)
 		m.names["${"+name+".clientId}"], m.names["${"+name+".principalId}"] = i.Properties.ClientID, i.Properties.PrincipalID
 	}
 	for _, name := range on {
@@ -134,7 +135,7 @@ func TestTokenContract(t *testing.T) {
 					t.Errorf("%s is %q, want %q", k, got, m.expand(v))
 				}
 			}
-			if header.Get("Server") == "" || header.Get("Content-Type") != "application/json; charset=utf-8" {
+			if header.Get("Server") == "" || ct.Method != http.MethodHead && header.Get("Content-Type") != "application/json; charset=utf-8" {
 				t.Errorf("headers %v", header)
 			}
 			if status == http.StatusOK {
@@ -209,9 +210,16 @@ func TestInstanceDocument(t *testing.T) {
 		"resourceGroupName": "rg", "resourceId": instance, "subscriptionId": m.Subscription, "tags": "a:1;b:2",
 		"tagsList": []any{map[string]any{"name": "a", "value": "1"}, map[string]any{"name": "b", "value": "2"}},
 		"vmId":     compute["vmId"], "vmScaleSetName": "aks-nodepool1", "vmSize": "Standard_D2s_v5", "zone": "1",
+		"virtualMachineScaleSet": map[string]any{"id": scaleSet},
+		"osProfile":              map[string]any{"adminUsername": "azureuser", "computerName": "aks-nodepool1000000", "disablePasswordAuthentication": "true"},
 	}
-	if diff := cmp.Diff(want, compute); diff != "" || len(compute["vmId"].(string)) != 36 {
-		t.Errorf("-want +got:\n%s", diff)
+	for k, v := range want {
+		if diff := cmp.Diff(v, compute[k]); diff != "" {
+			t.Errorf("%s: -want +got:\n%s", k, diff)
+		}
+	}
+	if len(compute["vmId"].(string)) != 36 {
+		t.Errorf("vmId is %v", compute["vmId"])
 	}
 	tests := map[string]struct {
 		target string
@@ -222,6 +230,13 @@ func TestInstanceDocument(t *testing.T) {
 		"a leaf as text":          {"/metadata/instance/compute/location?api-version=2021-02-01&format=text", header, 200, "eastus"},
 		"a leaf in another case":  {"/metadata/instance/Compute/Location?api-version=2021-02-01&format=text", header, 200, "eastus"},
 		"the root as text":        {"/metadata/instance?api-version=2021-02-01&format=text", header, 200, "compute/\nnetwork/"},
+		"an element of a list":    {"/metadata/instance/compute/tagsList/1/name?api-version=2021-02-01&format=text", header, 200, "b"},
+		"a list as text":          {"/metadata/instance/compute/tagsList?api-version=2021-02-01&format=text", header, 200, "0/\n1/"},
+		"beyond a list":           {"/metadata/instance/compute/tagsList/2?api-version=2021-02-01", header, 404, "Not found"},
+		"the card's address":      {"/metadata/instance/network/interface/0/ipv4/ipAddress/0/privateIpAddress?api-version=2021-02-01&format=text", header, 200, "10.224."},
+		"a part as JSON":          {"/metadata/instance/compute/osProfile?api-version=2021-02-01&format=json", header, 200, "computerName"},
+		"a trailing slash":        {"/metadata/instance/?api-version=2021-02-01&format=text", header, 200, "compute/"},
+		"forwarded":               {"/metadata/instance?api-version=2021-02-01", map[string]string{"Metadata": "true", "X-Forwarded-For": "1.2.3.4"}, 400, "error"},
 		"no header":               {"/metadata/instance?api-version=2021-02-01", nil, 400, "Required metadata header"},
 		"no version":              {"/metadata/instance", header, 400, "api-version was not specified"},
 		"an unknown version":      {"/metadata/instance?api-version=1999-01-01", header, 400, "api-version is invalid"},
