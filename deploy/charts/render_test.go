@@ -117,7 +117,7 @@ var effects = map[string]struct {
 	"adminsecret": {"adminsecret: {cloud: AzurePublicCloud, subscriptionID: s, resourceGroup: g, vmType: vmss, tenantID: t, clientID: c, clientSecret: password}",
 		[]string{"ClientSecret: \"cGFzc3dvcmQ=\"", "runAsNonRoot: true", "key: ClientSecret"}},
 	"operationMode":                           {"operationMode: managed", []string{"- --operation-mode=managed", "- --forceNamespaced"}},
-	"customUserAgent":                         {"customUserAgent: me", nil},
+	"customUserAgent":                         {"customUserAgent: me too", []string{`- "--custom-user-agent=me too"`}},
 	"upgradeCRDs":                             {"upgradeCRDs: true", nil}, // its default
 	"mic.image":                               {"mic: {image: m}", []string{`image: "lanyard/m:dev"`}},
 	"mic.tag":                                 {"mic: {tag: t1}", []string{`image: "lanyard/mic:t1"`}},
@@ -133,10 +133,13 @@ var effects = map[string]struct {
 	"mic.affinity":                            {"mic: {affinity: {nodeAffinity: {a: b}}}", []string{"nodeAffinity:"}},
 	"mic.topologySpreadConstraints":           {"mic: {topologySpreadConstraints: [{topologyKey: x}]}", []string{"- topologyKey: x"}},
 	"mic.podDisruptionBudget":                 {"mic: {podDisruptionBudget: {minAvailable: 2}}", []string{"minAvailable: 2"}},
-	"mic.leaderElection.instance":             {"mic: {leaderElection: {instance: i}}", nil},
+	"mic.leaderElection.instance":             {"mic: {leaderElection: {instance: i}}", []string{"- --leader-election-instance=i"}},
 	"mic.leaderElection.namespace":            {"mic: {leaderElection: {namespace: l}}", []string{"- --leader-election-namespace=l", "namespace: l"}},
 	"mic.leaderElection.name":                 {"mic: {leaderElection: {name: l}}", []string{"- --leader-election-name=l", `resourceNames: ["l"]`}},
 	"mic.leaderElection.duration":             {"mic: {leaderElection: {duration: 30s}}", []string{"- --leader-election-duration=30s"}},
+	"mic.leaderElection.endpointsRecord":      {"mic: {leaderElection: {endpointsRecord: true}}", []string{"- --leader-election-endpoints-record", "resources: [endpoints]"}},
+	"mic.windowLead":                          {"mic: {windowLead: 30s}", []string{"- --window-lead=30s"}},
+	"mic.startupTaint":                        {"mic: {startupTaint: lanyard.id/nmi-not-ready}", []string{"- --startup-taint=lanyard.id/nmi-not-ready", "- key: lanyard.id/nmi-not-ready", "resources: [nodes]"}},
 	"mic.probePort":                           {"mic: {probePort: 8081}", []string{"- --http-probe-port=8081", "containerPort: 8081"}},
 	"mic.syncRetryDuration":                   {"mic: {syncRetryDuration: 10s}", nil},
 	"mic.immutableUserMSIs":                   {"mic: {immutableUserMSIs: [a, b]}", []string{"- --immutable-user-msis=a,b"}},
@@ -177,7 +180,14 @@ var effects = map[string]struct {
 	"nmi.setRetryAfterHeader":                 {"nmi: {setRetryAfterHeader: true}", []string{"- --set-retry-after-header=true"}},
 	"nmi.enableConntrackDeletion":             {"nmi: {enableConntrackDeletion: true}", nil},
 	"nmi.assignmentWait":                      {`nmi: {assignmentWait: 3s, retryAttemptsForCreated: "1"}`, []string{"- --assignment-wait=3s"}},
-	"nmi.hostTokenCallers":                    {"nmi: {hostTokenCallers: [kube-system/csi]}", []string{"hostPID: true", "- SYS_PTRACE", "- DAC_READ_SEARCH", "type: Unconfined"}},
+	"nmi.hostTokenCallers":                    {"nmi: {hostTokenCallers: [kube-system/csi]}", []string{"- --host-token-callers=kube-system/csi", "resources: [tokenreviews]", "hostPID: true", "- SYS_PTRACE", "- DAC_READ_SEARCH", "type: Unconfined"}},
+	"nmi.blockHostNetwork":                    {"nmi: {blockHostNetwork: true}", []string{"- --block-host-network"}},
+	"nmi.guardSources":                        {"nmi: {guardSources: false}", []string{"- --guard-sources=false"}},
+	"nmi.podMaxInflight":                      {"nmi: {podMaxInflight: 0}", []string{"- --pod-max-inflight=0"}},
+	"nmi.podQps":                              {`nmi: {podQps: "50"}`, []string{"- --pod-qps=50"}},
+	"nmi.prefetchResources":                   {`nmi: {prefetchResources: ["https://vault.azure.net", b]}`, []string{`- "--prefetch-resources=https://vault.azure.net,b"`}},
+	"nmi.allowCrossNamespaceSecrets":          {"nmi: {allowCrossNamespaceSecrets: true}", []string{"- --allow-cross-namespace-secrets"}},
+	"nmi.allowedAuthorityHosts":               {`nmi: {allowedAuthorityHosts: ["*"]}`, []string{`- "--allowed-authority-hosts=*"`}},
 	"rbac.enabled":                            {"rbac: {enabled: true}", nil},              // its default
 	"rbac.allowAccessToSecrets":               {"rbac: {allowAccessToSecrets: true}", nil}, // its default
 	"rbac.secretNamespaces":                   {"rbac: {secretNamespaces: [a]}", []string{"name: aad-pod-identity-nmi-secrets", "namespace: a"}},
@@ -257,10 +267,11 @@ func TestWhatIsLeftOut(t *testing.T) {
 		absent  []string
 	}{
 		"everything by default": {"{}", []string{"Deployment aad-pod-identity-mic", "DaemonSet aad-pod-identity-nmi", "AzurePodIdentityException mic", "AzurePodIdentityException aks-addon-exception",
-			"PodDisruptionBudget mic-pdb", "Job aad-pod-identity-crds"}, []string{"Secret aad-pod-identity-mic", "ClusterRole aad-pod-identity-view"}},
+			"PodDisruptionBudget mic-pdb", "Job aad-pod-identity-crds", "ValidatingAdmissionPolicy access.lanyard.id", "ValidatingAdmissionPolicyBinding access.lanyard.id"}, []string{"Secret aad-pod-identity-mic", "ClusterRole aad-pod-identity-view"}},
 		"no exceptions":           {`installMICException: "false"`, nil, []string{"AzurePodIdentityException mic", "AzurePodIdentityException aks-addon-exception"}},
 		"managed mode has no mic": {"{operationMode: managed, adminsecret: {cloud: c, subscriptionID: s, resourceGroup: g, vmType: vmss, tenantID: t, clientID: c, clientSecret: x}, podMonitor: {enabled: true}}", []string{"AzurePodIdentityException aks-addon-exception", "PodMonitor aad-pod-identity-nmi"}, []string{"Deployment aad-pod-identity-mic", "Secret aad-pod-identity-mic", "AzurePodIdentityException mic", "PodMonitor aad-pod-identity-mic", "ClusterRole aad-pod-identity-mic", "PodDisruptionBudget mic-pdb"}},
-		"no rights":               {"{rbac: {enabled: false, createUserFacingClusterRoles: true}}", nil, []string{"ServiceAccount aad-pod-identity-nmi", "ClusterRole aad-pod-identity-nmi", "ClusterRole aad-pod-identity-mic", "ClusterRole aad-pod-identity-view", "ServiceAccount aad-pod-identity-crds"}},
+		"no rights":               {"{rbac: {enabled: false, createUserFacingClusterRoles: true}}", nil, []string{"ServiceAccount aad-pod-identity-nmi", "ClusterRole aad-pod-identity-nmi", "ClusterRole aad-pod-identity-mic", "ClusterRole aad-pod-identity-view", "ServiceAccount aad-pod-identity-crds", "ClusterRole lanyard-access-approver"}},
+		"no requests":             {"accessRequests: {enabled: false}", nil, []string{"ValidatingAdmissionPolicy access.lanyard.id", "ClusterRole lanyard-access-approver"}},
 		"no job":                  {"upgradeCRDs: false", nil, []string{"Job aad-pod-identity-crds", "ClusterRole aad-pod-identity-crds"}},
 		"no budget":               {"mic: {podDisruptionBudget: null}", nil, []string{"PodDisruptionBudget mic-pdb"}},
 	} {
@@ -307,6 +318,7 @@ func TestMistakesAreToldInWordsThatHelp(t *testing.T) {
 		"no secret for a principal":         {"adminsecret: {cloud: c, subscriptionID: s, resourceGroup: g, vmType: vmss, tenantID: t, clientID: c}", "adminsecret.clientSecret is missing"},
 		"two principals":                    {"{adminsecret: {cloud: c, subscriptionID: s, resourceGroup: g, vmType: vmss, tenantID: t, clientID: c, clientSecret: x}, mic: {existingSecret: other}}", "both set"},
 		"a type of identity that is none":   {"azureIdentities: {x: {type: 3}}", "type"},
+		"a taint with its effect":           {"mic: {startupTaint: \"a=b:NoSchedule\"}", "startupTaint"},
 		"a caller without namespace":        {"nmi: {hostTokenCallers: [csi]}", "hostTokenCallers"},
 	} {
 		t.Run(name, func(t *testing.T) {
