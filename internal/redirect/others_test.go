@@ -53,7 +53,7 @@ COMMIT
 		type ipv4_addr . inet_proto . inet_service : verdict
 		elements = { 10.96.0.10 . tcp . 80 : goto service-a }
 	}
-	chain service-a { meta mark set meta mark | 0x4000; dnat to 10.9.0.2:8080; }
+	chain service-a { meta mark set meta mark | 0x4000; meta l4proto tcp dnat to 10.9.0.2:8080; }
 	chain services { ip daddr . meta l4proto . th dport vmap @service-ips; }
 	chain nat-prerouting { type nat hook prerouting priority dstnat; jump services; }
 	chain nat-output { type nat hook output priority -100; jump services; }
@@ -121,7 +121,9 @@ func TestWhatSomebodyElseTookAwayComesBackAtOnce(t *testing.T) {
 			g.admitted(t, "10.9.0.2", "10.9.0.3")
 			ctx, cancel := context.WithCancel(t.Context())
 			lost, done := make(chan struct{}, 100), make(chan error, 1)
-			go func() { done <- n.Do(func() error { return g.writer.Keep(ctx, time.Hour, func() { lost <- struct{}{} }) }) }()
+			go func() {
+				done <- n.Do(func() error { return g.writer.Keep(ctx, time.Hour, func() { lost <- struct{}{} }) })
+			}()
 			// Keep listens as soon as it runs; until it has told of a loss,
 			// the same is taken away again.
 			eventually(t, func() error {
