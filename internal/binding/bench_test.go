@@ -41,3 +41,33 @@ func BenchmarkSelect(b *testing.B) {
 		})
 	}
 }
+
+// What a schedule costs a request when the calendar is remembered.
+func BenchmarkSelectScheduled(b *testing.B) {
+	for _, text := range []string{"Europe/Berlin; mon,tue,wed,thu,fri 09:00-17:00", "Europe/Berlin; 00:00-24:00", "Europe/Berlin; cron * * * * * for 1m"} {
+		b.Run(text, func(b *testing.B) {
+			one := bind("a/b", "l", "i")
+			one.Spec.Schedule = schedule(b, text)
+			w := world(ids{identity("a/i")}, bindings{one})
+			w.Managed, w.Calendars = true, &binding.Calendars{}
+			p, now := pod("a/p", "l"), instant(b, "2026-11-20T09:00Z")
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := binding.Select(p, w, binding.Selector{}, now); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+		b.Run(text+" (compiled anew)", func(b *testing.B) {
+			s := schedule(b, text)
+			now := instant(b, "2026-11-20T09:00Z")
+			for b.Loop() {
+				c, err := binding.NewCalendar(s)
+				if err != nil {
+					b.Fatal(err)
+				}
+				c.At(now)
+			}
+		})
+	}
+}

@@ -142,8 +142,26 @@ func entitled(bound []Bound, pod Pod, w *World, problems *[]Problem) []Bound {
 			cmp.Compare(a.Identity.Namespace, b.Identity.Namespace), cmp.Compare(a.Identity.Name, b.Identity.Name),
 			cmp.Compare(a.Binding.Namespace, b.Binding.Namespace), cmp.Compare(a.Binding.Name, b.Binding.Name))
 	})
-	// A binding that is always open makes all later ones of its identity idle.
-	return slices.CompactFunc(bound, func(a, b Bound) bool { return sameIdentity(a, b) && always(a.Binding) })
+	return withoutIdle(bound)
+}
+
+// withoutIdle keeps of the bindings of an identity, which lie side by side, only
+// the first that is always open, if there is one: the others change nothing.
+func withoutIdle(bound []Bound) []Bound {
+	kept := bound[:0]
+	for len(bound) > 0 {
+		n := 1
+		for n < len(bound) && sameIdentity(bound[n], bound[0]) {
+			n++
+		}
+		same := bound[:n]
+		bound = bound[n:]
+		if i := slices.IndexFunc(same, func(b Bound) bool { return always(b.Binding) }); i >= 0 {
+			same = same[i : i+1]
+		}
+		kept = append(kept, same...)
+	}
+	return kept
 }
 
 func sameIdentity(a, b Bound) bool {

@@ -3,6 +3,7 @@ package binding_test
 import (
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -172,6 +173,62 @@ func TestOfSeveralBindingsOfAnIdentityOneCounts(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"00:00 none", "08:00 one", "10:00 two", "12:00 two", "14:00 none"}, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestABindingThatIsAlwaysOpenWins(t *testing.T) {
+	for _, names := range [][2]string{{"a/one", "a/two"}, {"a/two", "a/one"}} {
+		timed, free := bind(names[0], "l", "i"), bind(names[1], "l", "i")
+		timed.Spec.Schedule = schedule(t, "UTC; 08:00-12:00")
+		w := world(ids{identity("a/i"), identity("a/j")}, bindings{timed, free, bind("a/x", "l", "j")})
+		w.Managed = true
+		p := pod("a/p", "l")
+		bound, _ := binding.Of(p, w)
+		if len(bound) != 2 {
+			t.Errorf("Of returns %d", len(bound))
+		}
+		for _, at := range []string{"2026-11-20T07:00Z", "2026-11-20T09:00Z"} {
+			got, err := binding.Select(p, w, binding.Selector{ClientID: "client-i"}, instant(t, at))
+			if err != nil || got.Binding != free || !got.Closes.IsZero() {
+				t.Errorf("at %s: %v, %v", at, got, err)
+			}
+		}
+	}
+}
+
+func TestCalendarsFollowTheBinding(t *testing.T) {
+	b := bind("a/b", "l", "i")
+	w := world(ids{identity("a/i")}, bindings{b})
+	w.Managed, w.Calendars = true, &binding.Calendars{}
+	at := instant(t, "2026-11-20T09:00Z")
+	for _, c := range []struct {
+		schedule string
+		want     binding.Reason
+	}{
+		{"UTC; 08:00-12:00", ""}, {"UTC; 10:00-12:00", binding.NotOpen}, {"Europe/Bonn; 08:00-12:00", binding.InvalidSchedule},
+		{"UTC; 08:00-12:00; not 2026-11-20", binding.NotOpen}, {"UTC; fri 08:00-12:00", ""}, {"UTC; cron 0 8 * * * for 2h", ""}, {"UTC; cron 0 8 * * * for 1h", binding.NotOpen},
+	} {
+		// In place, as no informer would: the memory must not be fooled even so.
+		next := schedule(t, c.schedule)
+		if b.Spec.Schedule == nil {
+			b.Spec.Schedule = next
+		} else {
+			*b.Spec.Schedule = *next
+		}
+		var wait sync.WaitGroup
+		for range 4 {
+			wait.Go(func() {
+				_, err := binding.Select(pod("a/p", "l"), w, binding.Selector{}, at)
+				var reason binding.Reason
+				if r, ok := err.(*binding.Refusal); ok {
+					reason = r.Reason
+				}
+				if reason != c.want {
+					t.Errorf("%s: %v", c.schedule, err)
+				}
+			})
+		}
+		wait.Wait()
 	}
 }
 
