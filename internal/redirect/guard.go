@@ -208,13 +208,13 @@ func (r Rules) bridge() [][]expr.Any {
 	all := [][]expr.Any{
 		// The kernel has taken the outer tag away: what still has one had two,
 		// and would come to the IP layer although no rule here could read it.
-		join(known, ether(unix.ETH_P_8021Q), verdict(expr.VerdictDrop)),
-		join(known, ether(unix.ETH_P_8021AD), verdict(expr.VerdictDrop)),
+		join(ether(unix.ETH_P_8021Q), known, verdict(expr.VerdictDrop)),
+		join(ether(unix.ETH_P_8021AD), known, verdict(expr.VerdictDrop)),
 		join(known, notOwn(setHardware, setCables, &expr.Payload{Base: expr.PayloadBaseLLHeader, Offset: hardware, Len: 6}), verdict(expr.VerdictDrop)),
-		join(known, ether(unix.ETH_P_ARP), notOwn(setAddresses, setOwners, &expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: sender, Len: four.size}), verdict(expr.VerdictDrop)),
-		join(known, ether(unix.ETH_P_IPV6), layer4(unix.IPPROTO_ICMPV6),
+		join(ether(unix.ETH_P_ARP), known, notOwn(setAddresses, setOwners, &expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: sender, Len: four.size}), verdict(expr.VerdictDrop)),
+		join(ether(unix.ETH_P_IPV6), layer4(unix.IPPROTO_ICMPV6), known,
 			notOwn(setAddresses6, setOwners6, &expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: six.from, Len: six.size}), verdict(expr.VerdictDrop)),
-		join(known, ether(unix.ETH_P_IPV6), layer4(unix.IPPROTO_ICMPV6), []expr.Any{
+		join(ether(unix.ETH_P_IPV6), layer4(unix.IPPROTO_ICMPV6), known, []expr.Any{
 			&expr.Payload{DestRegister: reg0, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{advertisement}},
 		}, notOwn(setAddresses6, setOwners6, &expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: target, Len: six.size}), verdict(expr.VerdictDrop)),

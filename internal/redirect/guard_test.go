@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -194,6 +195,72 @@ func TestANewPodIsAnsweredAtItsFirstPacket(t *testing.T) {
 	}
 }
 
+// With br_netfilter, which kube-proxy wants for bridges, the rules of the IP
+// layer see a packet while it still is in the bridge.
+func TestItDoesNotMatterWhetherBridgesAskTheIPLayer(t *testing.T) {
+	for _, asks := range []string{"0", "1"} {
+		t.Run(asks, func(t *testing.T) {
+			n := newNode(t)
+			n.unlocked(t)
+			must(t, n.Do(func() error {
+				err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte(asks), 0o644)
+				if errors.Is(err, os.ErrNotExist) && asks == "0" {
+					return nil // the module is not there: it is off
+				}
+				return err
+			}))
+			n.serve(t, agent, "agent")
+			g := start(t, n, guard())
+			g.admitted(t, "10.9.0.2", "10.9.0.3")
+			expect(t, n.pods[0], metadata, "agent saw 10.9.0.2")
+			th := newThief(t, n.pods[1], n.hardware(t, n.NS, "br0"))
+			if got := th.steal(t, netip.MustParseAddr("10.9.0.2"), agent.Addr(), metadata, true); got != "" {
+				t.Errorf("the thief read %q", got)
+			}
+			if n.arrived(t, netip.AddrPortFrom(netip.MustParseAddr("10.9.0.2"), th.port)) {
+				t.Error("the forged packet arrived")
+			}
+		})
+	}
+}
+
+// What the node remembers of the former pod does not stand in the way of the
+// next one.
+func TestAReusedAddressIsAnsweredAtItsFirstPacket(t *testing.T) {
+	n := newNode(t)
+	n.serve(t, agent, "agent")
+	g := start(t, n, guard())
+	address := netip.MustParseAddr("10.9.0.7")
+	var last sandbox.Port
+	for range 3 {
+		pod := n.pod(t, 5)
+		g.admitted(t, address.String())
+		p, ok := g.table.Behind(address)
+		if !ok || p.Generation <= last.Generation {
+			t.Errorf("after %+v: %+v, %t", last, p, ok)
+		}
+		last = p
+		began := time.Now()
+		expect(t, pod, metadata, "agent saw 10.9.0.7")
+		if took := time.Since(began); took > 500*time.Millisecond {
+			t.Errorf("a packet was sent twice: it took %s", took)
+		}
+		must(t, n.Do(func() error {
+			l, err := netlink.LinkByName("veth5")
+			if err != nil {
+				return err
+			}
+			return netlink.LinkDel(l)
+		}))
+		eventually(t, func() error {
+			if p, ok := g.table.Behind(address); ok {
+				return fmt.Errorf("still behind %v", p)
+			}
+			return nil
+		})
+	}
+}
+
 func TestWithoutAnAgentKnownPodsAreRefusedAndNewOnesHearNothing(t *testing.T) {
 	n := newNode(t)
 	n.serve(t, metadata, "metadata")
@@ -301,6 +368,47 @@ func (n *node) arrived(t *testing.T, from netip.AddrPort) (there bool) {
 		return err
 	}))
 	return there
+}
+
+// Whoever starts many pods at once loses no packet of any.
+func TestManyPodsAtOnceAreAllAnswered(t *testing.T) {
+	n := newNode(t)
+	n.serve(t, agent, "agent")
+	g := start(t, n, guard())
+	var pods []*netns.NS
+	var addresses []string
+	for i := range 40 {
+		pods = append(pods, n.pod(t, 10+i))
+		addresses = append(addresses, fmt.Sprintf("10.9.0.%d", 12+i))
+	}
+	g.admitted(t, addresses...)
+	for i, pod := range pods {
+		expect(t, pod, metadata, "agent saw "+addresses[i])
+	}
+	// Nothing of them is left when they are gone.
+	for _, pod := range pods {
+		pod.Close()
+	}
+	eventually(t, func() error {
+		if known := g.writer.Known(); len(known) != 2 {
+			return fmt.Errorf("%d ports are known", len(known))
+		}
+		return nil
+	})
+	eventually(t, func() error {
+		var kept []sandbox.Cable
+		must(t, n.Do(func() error {
+			c, err := nftables.New()
+			if err == nil {
+				kept, err = known(c)
+			}
+			return err
+		}))
+		if len(kept) != 2 {
+			return fmt.Errorf("the kernel knows %d ports", len(kept))
+		}
+		return nil
+	})
 }
 
 func TestTheNodeItselfIsRefusedWithBlockHostUnlessItsSocketIsMarked(t *testing.T) {
