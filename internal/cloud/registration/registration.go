@@ -89,7 +89,8 @@ func PKCS12(pemFile Secret, password string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a PKCS#12 file: %w", err)
 	}
-	return pkcs12.Modern.Encode(private, leaf, nil, password)
+	// azidentity and Pod Identity v1 read no newer form than this.
+	return pkcs12.LegacyDES.Encode(private, leaf, nil, password)
 }
 
 // A Registry is the app registrations of the home tenant. DB must be set.

@@ -35,6 +35,7 @@ type Type struct {
 // A Place says where resources of a type can be.
 type Place int
 
+// The places.
 const (
 	InGroup        Place = iota // in a resource group; collections in a subscription too
 	InSubscription              // directly in a subscription
