@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -93,6 +94,25 @@ func TestOnlyWhoMayApproveDecides(t *testing.T) {
 	if err := o.desk("mallory").Client.Status().Update(t.Context(), &now); err != nil {
 		t.Errorf("a condition: %v", err)
 	}
+}
+
+func TestTheVerbCanBeGivenForOneRequest(t *testing.T) {
+	o := newOffice(t)
+	one, other := o.asked(), o.asked()
+	o.make(
+		&rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Namespace: o.namespace, Name: "one"}, Rules: []rbacv1.PolicyRule{
+			{APIGroups: []string{"lanyard.id"}, Resources: []string{"accessrequests"}, Verbs: []string{"approve"}, ResourceNames: []string{one.Name}},
+			{APIGroups: []string{"lanyard.id"}, Resources: []string{"accessrequests", "accessrequests/status"}, Verbs: []string{"get", "patch"}},
+		}},
+		o.grant("dave", "Role", "one"),
+	)
+	dave := o.desk("dave")
+	if _, err := dave.Decide(t.Context(), o.namespace, one.Name, lanyard.Approved, ""); err != nil {
+		t.Error(err)
+	}
+	_, err := dave.Decide(t.Context(), o.namespace, other.Name, lanyard.Approved, "")
+	o.refused(err, "you (dave) may not approve")
+	o.refused(o.patch("dave", other, "dave"), "dave may not decide")
 }
 
 func TestFromTheQuestionToTheRevocation(t *testing.T) {

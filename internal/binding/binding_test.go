@@ -2,6 +2,7 @@ package binding_test
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -215,6 +216,37 @@ func TestSelect(t *testing.T) {
 	}
 }
 
+func TestCandidatesAreAllThatARequestCouldGet(t *testing.T) {
+	p := pod("a/p", "l")
+	i, j, k := identity("a/i"), identity("a/j"), identity("a/k")
+	broken := identity("a/broken", func(id *v1.AzureIdentity) { id.Spec.ResourceID = "nonsense" })
+	closed := bind("a/closed", "l", "k")
+	closed.Spec.NotAfter = &metav1.Time{Time: time.Unix(1, 0)}
+	all := bindings{bind("a/1", "l", "j"), bind("a/2", "l", "i"), bind("a/3", "l", "i"), bind("a/4", "l", "broken"), closed}
+	w := world(ids{i, j, k, broken}, all, assign(p, i, v1.AssignedIDAssigned), assign(p, j, v1.AssignedIDCreated), assign(p, k, v1.AssignedIDAssigned))
+	names := func(w binding.World) (got []string) {
+		bound, refusal := binding.Candidates(p, w, time.Unix(2, 0))
+		if refusal != nil {
+			return []string{string(refusal.Reason)}
+		}
+		for _, b := range bound {
+			got = append(got, b.Identity.Name)
+		}
+		return got
+	}
+	if diff := cmp.Diff([]string{"i"}, names(w)); diff != "" {
+		t.Error(diff)
+	}
+	w.Managed = true
+	if diff := cmp.Diff([]string{"i", "j"}, names(w)); diff != "" {
+		t.Errorf("in managed mode: %s", diff)
+	}
+	w.Managed, w.Assigned = false, nil
+	if diff := cmp.Diff([]string{"NotAssigned"}, names(w)); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestExcepted(t *testing.T) {
 	e := &v1.AzurePodIdentityException{}
 	e.Namespace = "a"
@@ -302,8 +334,18 @@ func FuzzSelect(f *testing.F) {
 		}
 		w := world(all[:next(5)], nil)
 		w.ForceNamespaced = next(2) == 0
+		accounts := []string{"", "sa", "sb"}
+		p.ServiceAccount = accounts[next(3)]
 		for range next(4) {
-			w.Bindings = append(w.Bindings, bind(names[next(2)]+"/x", labels[next(3)], []string{"i", "j"}[next(2)]))
+			b := bind(names[next(2)]+"/x", labels[next(3)], []string{"i", "j"}[next(2)])
+			b.Spec.ServiceAccountName = accounts[next(3)]
+			if next(3) == 0 {
+				b.Spec.ServiceAccountNames = []string{accounts[next(3)]}
+			}
+			if next(3) == 0 {
+				b.Spec.PodSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"app": []string{"x", "y"}[next(2)]}}
+			}
+			w.Bindings = append(w.Bindings, b)
 		}
 		for range next(4) {
 			w.Assigned = append(w.Assigned, assign(p, all[next(4)], []string{"", v1.AssignedIDAssigned, v1.AssignedIDCreated}[next(3)]))
@@ -320,8 +362,19 @@ func FuzzSelect(f *testing.F) {
 			}
 			return
 		}
-		if got.Binding.Spec.Selector != p.Labels["aadpodidbinding"] || got.Binding.Spec.Selector == "" {
-			t.Fatalf("granted by a binding with the selector %q", got.Binding.Spec.Selector)
+		s := got.Binding.Spec
+		limited := s.ServiceAccountName != "" || len(s.ServiceAccountNames) > 0
+		switch {
+		case s.Selector != p.Labels["aadpodidbinding"] && s.Selector != "", s.Selector == "" && s.PodSelector == nil && !limited:
+			t.Fatalf("granted by a binding with the selector %q", s.Selector)
+		case s.PodSelector != nil && s.PodSelector.MatchLabels["app"] != "x":
+			t.Fatal("granted by a binding for other labels")
+		case limited && (p.ServiceAccount == "" || p.ServiceAccount != s.ServiceAccountName && !slices.Contains(s.ServiceAccountNames, p.ServiceAccount)):
+			t.Fatalf("granted to service account %q by a binding for %q and %q", p.ServiceAccount, s.ServiceAccountName, s.ServiceAccountNames)
+		case (limited || s.PodSelector != nil) && got.Binding.Namespace != p.Namespace:
+			t.Fatal("a name of another namespace was taken for one of its own")
+		case !binding.Matches(got.Binding, p):
+			t.Fatal("granted by a binding that does not match")
 		}
 		if got.Binding.Namespace != got.Identity.Namespace || got.Binding.Spec.AzureIdentity != got.Identity.Name {
 			t.Fatal("granted an identity that the binding does not name")
