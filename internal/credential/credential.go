@@ -101,8 +101,8 @@ func (c *Credential) Warning(now time.Time) string {
 }
 
 // String describes c without what it holds.
-func (c *Credential) String() string {
-	if c == nil || c.key == nil {
+func (c Credential) String() string {
+	if c.key == nil {
 		return "password"
 	}
 	hash := sha256.Sum256(c.chain[0].Raw)
@@ -110,10 +110,10 @@ func (c *Credential) String() string {
 }
 
 // Format makes every fmt verb print the redacted form.
-func (c *Credential) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, c.String()) }
+func (c Credential) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, c.String()) }
 
 // LogValue describes c without what it holds.
-func (c *Credential) LogValue() slog.Value { return slog.StringValue(c.String()) }
+func (c Credential) LogValue() slog.Value { return slog.StringValue(c.String()) }
 
 func newPassword(password string) *Credential {
 	return &Credential{password: password, sum: sha256.Sum256([]byte("password\x00" + password))}
