@@ -2,6 +2,7 @@ package nodewatch
 
 import (
 	"maps"
+	"net/netip"
 	"slices"
 	"sync/atomic"
 
@@ -12,7 +13,6 @@ import (
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
 	lanyard "github.com/lanyard-id/lanyard/api/lanyard/v1alpha1"
 	"github.com/lanyard-id/lanyard/internal/binding"
-	"net/netip"
 )
 
 // A view is what concerns one pod. It is never modified.
@@ -31,11 +31,11 @@ type indexes struct {
 	byName    map[name]*entry
 	byAddress map[netip.Addr][]*entry
 
-	bindings    named[*v1.AzureIdentityBinding]
-	bySelector  map[string]named[*v1.AzureIdentityBinding] // those that have one
-	byNamespace map[string]named[*v1.AzureIdentityBinding] // those without
-	byIdentity  map[name]named[*v1.AzureIdentityBinding]
-	identities  named[*v1.AzureIdentity]
+	bindings    named[*packedBinding]
+	bySelector  map[string]named[*packedBinding] // those that have one
+	byNamespace map[string]named[*packedBinding] // those without
+	byIdentity  map[name]named[*packedBinding]
+	identities  named[*packedIdentity]
 	assigned    map[name]named[*v1.AzureAssignedIdentity]       // by pod
 	exceptions  map[string]named[*v1.AzurePodIdentityException] // by namespace
 	asked       map[name]named[*lanyard.AccessRequest]          // by binding
@@ -44,8 +44,8 @@ type indexes struct {
 func newIndexes() indexes {
 	return indexes{
 		byUID: map[string]*entry{}, byName: map[name]*entry{}, byAddress: map[netip.Addr][]*entry{},
-		bindings: named[*v1.AzureIdentityBinding]{}, bySelector: map[string]named[*v1.AzureIdentityBinding]{}, byNamespace: map[string]named[*v1.AzureIdentityBinding]{},
-		byIdentity: map[name]named[*v1.AzureIdentityBinding]{}, identities: named[*v1.AzureIdentity]{}, assigned: map[name]named[*v1.AzureAssignedIdentity]{},
+		bindings: named[*packedBinding]{}, bySelector: map[string]named[*packedBinding]{}, byNamespace: map[string]named[*packedBinding]{},
+		byIdentity: map[name]named[*packedBinding]{}, identities: named[*packedIdentity]{}, assigned: map[name]named[*v1.AzureAssignedIdentity]{},
 		exceptions: map[string]named[*v1.AzurePodIdentityException]{}, asked: map[name]named[*lanyard.AccessRequest]{},
 	}
 }
@@ -65,27 +65,29 @@ func unset[K comparable, T any](index map[K]named[T], k K, n name) {
 }
 
 // may is wider than binding.Matches: it is what the indexes can tell.
-func may(b *v1.AzureIdentityBinding, pod binding.Pod) bool {
-	if b.Spec.Selector != "" {
-		return b.Spec.Selector == pod.Labels[v1.BindingLabel]
+func may(b *packedBinding, pod binding.Pod) bool {
+	if b.selector != "" {
+		return b.selector == pod.Labels[v1.BindingLabel]
 	}
-	return b.Namespace == pod.Namespace
+	return b.namespace == pod.Namespace
 }
 
 // look makes the view of a pod. It needs the lock for reading.
 func (w *Watcher) look(pod binding.Pod) *view {
-	bindings := slices.Collect(maps.Values(w.byNamespace[pod.Namespace]))
+	matching := slices.Collect(maps.Values(w.byNamespace[pod.Namespace]))
 	if label := pod.Labels[v1.BindingLabel]; label != "" {
-		bindings = slices.AppendSeq(bindings, maps.Values(w.bySelector[label]))
+		matching = slices.AppendSeq(matching, maps.Values(w.bySelector[label]))
 	}
+	bindings := make([]*v1.AzureIdentityBinding, 0, len(matching))
 	identities := map[name]*v1.AzureIdentity{}
 	var requests []*lanyard.AccessRequest
-	for _, b := range bindings {
-		n := name{b.Namespace, b.Spec.AzureIdentity}
-		if id := w.identities[n]; id != nil {
+	for _, b := range matching {
+		bindings = append(bindings, b.unpack())
+		n := name{b.namespace, b.identity}
+		if id := w.identities[n].unpack(); id != nil {
 			identities[n] = id
 		}
-		requests = slices.AppendSeq(requests, maps.Values(w.asked[name{b.Namespace, b.Name}]))
+		requests = slices.AppendSeq(requests, maps.Values(w.asked[b.name]))
 	}
 	v := &view{
 		world: binding.World{
@@ -134,11 +136,11 @@ func (w *Watcher) put(obj any) {
 	switch o := obj.(type) {
 	case *corev1.Pod:
 		w.putPod(o)
-	case *v1.AzureIdentityBinding:
+	case *packedBinding:
 		w.putBinding(o)
-	case *v1.AzureIdentity:
-		w.identities[nameOf(o)] = o
-		w.touchIdentity(nameOf(o))
+	case *packedIdentity:
+		w.identities[o.name] = o
+		w.touchIdentity(o.name)
 	case *v1.AzureAssignedIdentity:
 		pod := name{o.Spec.PodNamespace, o.Spec.Pod}
 		set(w.assigned, pod, nameOf(o), o)
@@ -159,12 +161,12 @@ func (w *Watcher) remove(obj any) {
 	switch o := obj.(type) {
 	case *corev1.Pod:
 		w.removePod(o.UID)
-	case *v1.AzureIdentityBinding:
+	case *packedBinding:
 		w.unindex(o)
 		w.touch(func(p binding.Pod) bool { return may(o, p) })
-	case *v1.AzureIdentity:
-		delete(w.identities, nameOf(o))
-		w.touchIdentity(nameOf(o))
+	case *packedIdentity:
+		delete(w.identities, o.name)
+		w.touchIdentity(o.name)
 	case *v1.AzureAssignedIdentity:
 		pod := name{o.Spec.PodNamespace, o.Spec.Pod}
 		unset(w.assigned, pod, nameOf(o))
@@ -199,31 +201,29 @@ func (w *Watcher) touchRequest(r *lanyard.AccessRequest) {
 	}
 }
 
-func (w *Watcher) putBinding(b *v1.AzureIdentityBinding) {
-	n := nameOf(b)
-	old := w.bindings[n]
+func (w *Watcher) putBinding(b *packedBinding) {
+	old := w.bindings[b.name]
 	if old != nil {
 		w.unindex(old)
 	}
-	w.bindings[n] = b
-	if b.Spec.Selector != "" {
-		set(w.bySelector, b.Spec.Selector, n, b)
+	w.bindings[b.name] = b
+	if b.selector != "" {
+		set(w.bySelector, b.selector, b.name, b)
 	} else {
-		set(w.byNamespace, b.Namespace, n, b)
+		set(w.byNamespace, b.namespace, b.name, b)
 	}
-	set(w.byIdentity, name{b.Namespace, b.Spec.AzureIdentity}, n, b)
+	set(w.byIdentity, name{b.namespace, b.identity}, b.name, b)
 	w.touch(func(p binding.Pod) bool { return may(b, p) || old != nil && may(old, p) })
 }
 
-func (w *Watcher) unindex(b *v1.AzureIdentityBinding) {
-	n := nameOf(b)
-	delete(w.bindings, n)
-	if b.Spec.Selector != "" {
-		unset(w.bySelector, b.Spec.Selector, n)
+func (w *Watcher) unindex(b *packedBinding) {
+	delete(w.bindings, b.name)
+	if b.selector != "" {
+		unset(w.bySelector, b.selector, b.name)
 	} else {
-		unset(w.byNamespace, b.Namespace, n)
+		unset(w.byNamespace, b.namespace, b.name)
 	}
-	unset(w.byIdentity, name{b.Namespace, b.Spec.AzureIdentity}, n)
+	unset(w.byIdentity, name{b.namespace, b.identity}, b.name)
 }
 
 func (w *Watcher) putPod(p *corev1.Pod) {

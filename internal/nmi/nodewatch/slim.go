@@ -2,6 +2,7 @@ package nodewatch
 
 import (
 	"net/netip"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -33,10 +34,14 @@ func slim(obj any) (any, error) {
 		o.Normalize()
 		o.TypeMeta, o.ObjectMeta, o.Status = metav1.TypeMeta{}, meta, v1.AzureIdentityStatus{}
 		o.Spec.Metadata = metav1.ObjectMeta{}
+		p, err := pack(o)
+		return &packedIdentity{p}, err
 	case *v1.AzureIdentityBinding:
 		o.Normalize()
 		o.TypeMeta, o.ObjectMeta, o.Status = metav1.TypeMeta{}, meta, v1.AzureIdentityBindingStatus{}
 		o.Spec.Metadata = metav1.ObjectMeta{}
+		p, err := pack(o)
+		return &packedBinding{p, strings.Clone(o.Spec.AzureIdentity), strings.Clone(o.Spec.Selector)}, err
 	case *v1.AzureAssignedIdentity:
 		o.TypeMeta, o.ObjectMeta = metav1.TypeMeta{}, meta
 		o.Spec.AzureBindingRef, o.Spec.Metadata = nil, metav1.ObjectMeta{}
