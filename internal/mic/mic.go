@@ -109,6 +109,9 @@ func Run(ctx context.Context, c Config) error {
 		return fmt.Errorf("making the manager: %w", err)
 	}
 	if err := setUp(ctx, m, c); err != nil {
+		if ctx.Err() != nil {
+			return nil // it was told to end before it had begun
+		}
 		return err
 	}
 	if err := m.Start(ctx); err != nil {

@@ -52,7 +52,7 @@ func (c *Controller) batch(machine azure.ResourceID, m *memory, items []v1.Azure
 	byKey := map[string]*entry{}
 	claimed := map[string]bool{}
 	for i := range items {
-		a := &items[i]
+		a := m.latest(&items[i])
 		for _, text := range claims(a) {
 			claimed[azure.Fold(text)] = true
 		}
@@ -152,14 +152,14 @@ func (c *Controller) apply(ctx context.Context, b *batch) error {
 			remove = append(remove, e)
 		}
 	}
-	if err := c.claim(ctx, add); err != nil {
+	if err := c.claim(ctx, b, add); err != nil {
 		return err
 	}
 	return c.change(ctx, b, add, remove)
 }
 
 // claim notes on one assignment that mic is about to put the identities there.
-func (c *Controller) claim(ctx context.Context, add []*entry) error {
+func (c *Controller) claim(ctx context.Context, b *batch, add []*entry) error {
 	fresh := slices.DeleteFunc(slices.Clone(add), func(e *entry) bool { return e.added })
 	if len(fresh) == 0 {
 		return nil
@@ -175,6 +175,7 @@ func (c *Controller) claim(ctx context.Context, add []*entry) error {
 	if err := c.Client.Patch(ctx, next, client.MergeFrom(a)); err != nil {
 		return fmt.Errorf("noting the intent on AzureAssignedIdentity %s/%s: %w", a.Namespace, a.Name, err)
 	}
+	b.memory.written.Store(next.UID, next)
 	e.wanted[0] = next
 	for _, f := range fresh {
 		f.added = true

@@ -111,6 +111,7 @@ func (c *Controller) wanted(ctx context.Context, b *batch, e *entry, a *v1.Azure
 	if err != nil {
 		return fmt.Errorf("updating AzureAssignedIdentity %s/%s: %w", a.Namespace, a.Name, err)
 	}
+	b.memory.written.Store(next.UID, next)
 	if first {
 		c.event(a, corev1.EventTypeNormal, eventApplied, "Assign", fmt.Sprintf("Binding %s applied on node %s for pod %s", bindingName(a), a.Spec.NodeName, a.Name))
 	}
@@ -126,7 +127,7 @@ func (c *Controller) leave(ctx context.Context, b *batch, e *entry, a *v1.AzureA
 	if b.unclear && len(claims(a)) > 0 {
 		return nil
 	}
-	if err := c.release(ctx, a); err != nil {
+	if err := c.release(ctx, b, a); err != nil {
 		return err
 	}
 	c.event(a, corev1.EventTypeNormal, eventRemoved, "Unassign", fmt.Sprintf("Binding %s removed from node %s for pod %s", bindingName(a), a.Spec.NodeName, a.Name))
@@ -134,7 +135,7 @@ func (c *Controller) leave(ctx context.Context, b *batch, e *entry, a *v1.AzureA
 }
 
 // release ends an assignment.
-func (c *Controller) release(ctx context.Context, a *v1.AzureAssignedIdentity) error {
+func (c *Controller) release(ctx context.Context, b *batch, a *v1.AzureAssignedIdentity) error {
 	next := a.DeepCopy()
 	if !controllerutil.RemoveFinalizer(next, v1.AssignedFinalizer) {
 		return nil
@@ -145,6 +146,7 @@ func (c *Controller) release(ctx context.Context, a *v1.AzureAssignedIdentity) e
 		c.Metrics.Kubernetes(metrics.Deletion, start, err)
 		return fmt.Errorf("releasing AzureAssignedIdentity %s/%s: %w", a.Namespace, a.Name, err)
 	}
+	b.memory.written.Store(next.UID, next)
 	c.Metrics.Kubernetes(metrics.Deletion, start, nil)
 	return nil
 }

@@ -55,9 +55,9 @@ const (
 	// waits costs little more than a stack.
 	workers = 256
 	// gatherIdle and gatherMost bound how long changes are gathered: until none
-	// came for a moment, but not for ever.
-	gatherIdle = 75 * time.Millisecond
-	gatherMost = 500 * time.Millisecond
+	// came for a moment and none is announced, but not for ever.
+	gatherIdle = 50 * time.Millisecond
+	gatherMost = time.Second
 	// backoffFirst and backoffMost bound how long a machine or an identity that
 	// fails is left alone, if Azure does not say.
 	backoffFirst = 250 * time.Millisecond
@@ -82,6 +82,9 @@ type Entitlements interface {
 	// Entitled reports whether the assignment's pod is there, on a node that
 	// stands for the noted machine, and has a binding that leads to the identity.
 	Entitled(ctx context.Context, a *v1.AzureAssignedIdentity) (bool, error)
+	// Coming reports whether assignments for the machine of this key are about to
+	// be written.
+	Coming(machine string) bool
 }
 
 // A Controller keeps the machines. All fields but those with a comment must be
@@ -146,7 +149,7 @@ func (c *Controller) gather(q queue, objects ...client.Object) {
 // Reconcile brings one machine in line; req.Name is its key.
 func (c *Controller) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	m := c.remember(req.Name)
-	if wait := m.gathering(c.now()); wait > 0 {
+	if wait := m.gathering(c.now(), c.Entitlements.Coming(req.Name)); wait > 0 {
 		return reconcile.Result{RequeueAfter: wait}, nil
 	}
 	var list v1.AzureAssignedIdentityList
@@ -247,7 +250,7 @@ func (c *Controller) abandon(ctx context.Context, b *batch) error {
 				note += fmt.Sprintf(". If it is yours: %s", removal(b.machine, e.id))
 			}
 			c.event(a, corev1.EventTypeWarning, eventMachineUnknown, "Unassign", note)
-			errs = append(errs, c.release(ctx, a))
+			errs = append(errs, c.release(ctx, b, a))
 		}
 	}
 	return errors.Join(errs...)

@@ -4,6 +4,9 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/apimachinery/pkg/util/resourceversion"
+
+	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
 	"github.com/lanyard-id/lanyard/internal/mic/arm"
 )
 
@@ -21,6 +24,23 @@ type memory struct {
 	until   time.Time           // when it may be asked again after a failure
 	delay   time.Duration       // the last one after a failure
 	refused map[string]*refusal // identities that the cloud does not take, by key
+
+	written sync.Map // UID -> *v1.AzureAssignedIdentity as this controller last wrote it
+}
+
+// latest returns an assignment as it was last written, if the cache has not heard
+// of that yet.
+func (m *memory) latest(a *v1.AzureAssignedIdentity) *v1.AzureAssignedIdentity {
+	x, ok := m.written.Load(a.UID)
+	if !ok {
+		return a
+	}
+	w := x.(*v1.AzureAssignedIdentity)
+	if order, err := resourceversion.CompareResourceVersion(a.ResourceVersion, w.ResourceVersion); err == nil && order < 0 {
+		return w
+	}
+	m.written.Delete(a.UID)
+	return a
 }
 
 // A refusal is an identity's own back-off.
@@ -67,13 +87,17 @@ func (m *memory) touch(now time.Time) {
 }
 
 // gathering returns how long to wait for more events; zero ends the gathering.
-func (m *memory) gathering(now time.Time) time.Duration {
+func (m *memory) gathering(now time.Time, coming bool) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.first.IsZero() {
 		return 0
 	}
-	if wait := min(m.last.Add(gatherIdle).Sub(now), m.first.Add(gatherMost).Sub(now)); wait > 0 {
+	wait := m.last.Add(gatherIdle).Sub(now)
+	if coming {
+		wait = max(wait, gatherIdle/2)
+	}
+	if wait = min(wait, m.first.Add(gatherMost).Sub(now)); wait > 0 {
 		return wait
 	}
 	m.first, m.last = time.Time{}, time.Time{}

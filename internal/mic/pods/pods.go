@@ -52,12 +52,14 @@ type Controller struct {
 	Logger          *slog.Logger     // nil means slog.Default
 
 	calendars binding.Calendars
+	arrivals  arrivals
 	ours      sync.Map // UIDs of assignments that a binding backed at some time
 }
 
 // Reconcile brings the assignments of one pod in line. A pod that is gone loses
 // all of them.
 func (c *Controller) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	defer c.arrivals.done(req.NamespacedName)
 	pod, bound, next, err := c.desired(ctx, req.NamespacedName)
 	if err != nil {
 		return reconcile.Result{}, fmt.Errorf("reading pod %s: %w", req, err)

@@ -31,7 +31,7 @@ func (c *Controller) SetUp(m manager.Manager) error {
 	b := builder.ControllerManagedBy(m).
 		Named("pods").
 		WithOptions(controller.Options{MaxConcurrentReconciles: workers}).
-		For(&corev1.Pod{}, builder.WithPredicates(predicate.Funcs{UpdateFunc: podChanged})).
+		Watches(&corev1.Pod{}, c.podHandler()).
 		Watches(&v1.AzureIdentityBinding{}, handler.EnqueueRequestsFromMapFunc(c.podsOfBinding), builder.WithPredicates(predicate.Funcs{UpdateFunc: specChanged})).
 		Watches(&v1.AzureIdentity{}, handler.EnqueueRequestsFromMapFunc(c.podsOfIdentity), builder.WithPredicates(predicate.Funcs{UpdateFunc: specChanged})).
 		Watches(&v1.AzureAssignedIdentity{}, handler.EnqueueRequestsFromMapFunc(podOfAssigned), builder.WithPredicates(predicate.Funcs{UpdateFunc: assignedChanged})).

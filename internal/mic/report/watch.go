@@ -28,12 +28,12 @@ func (c *Controller) SetUp(m manager.Manager) error {
 	b := builder.ControllerManagedBy(m).
 		Named("report-bindings").
 		WithOptions(controller.Options{MaxConcurrentReconciles: 4}).
-		Watches(&v1.AzureIdentityBinding{}, c.changes(0, specChanged, self)).
-		Watches(&v1.AzureIdentity{}, c.changes(0, specChanged, c.bindingsOfIdentity)).
-		Watches(&v1.AzureAssignedIdentity{}, c.changes(c.Delay, assignedChanged, bindingOfAssigned)).
-		Watches(&corev1.Pod{}, c.changes(c.Delay, podChanged, c.bindingsOfHostNetworkPod))
+		Watches(&v1.AzureIdentityBinding{}, c.changes(at(0), specChanged, self)).
+		Watches(&v1.AzureIdentity{}, c.changes(at(0), specChanged, c.bindingsOfIdentity)).
+		Watches(&v1.AzureAssignedIdentity{}, c.changes(c.assignedDelay, assignedChanged, bindingOfAssigned)).
+		Watches(&corev1.Pod{}, c.changes(at(c.Delay), podChanged, c.bindingsOfHostNetworkPod))
 	if c.Requests {
-		b = b.Watches(&lanyard.AccessRequest{}, c.changes(0, always, bindingOfRequest))
+		b = b.Watches(&lanyard.AccessRequest{}, c.changes(at(0), always, bindingOfRequest))
 	}
 	if err := b.Complete(reconcile.Func(c.binding)); err != nil {
 		return err
@@ -41,19 +41,35 @@ func (c *Controller) SetUp(m manager.Manager) error {
 	return builder.ControllerManagedBy(m).
 		Named("report-identities").
 		WithOptions(controller.Options{MaxConcurrentReconciles: 4}).
-		Watches(&v1.AzureIdentity{}, c.changes(0, specChanged, self)).
-		Watches(&v1.AzureAssignedIdentity{}, c.changes(c.Delay, assignedChanged, identityOfAssigned)).
+		Watches(&v1.AzureIdentity{}, c.changes(at(0), specChanged, self)).
+		Watches(&v1.AzureAssignedIdentity{}, c.changes(c.assignedDelay, assignedChanged, identityOfAssigned)).
 		Complete(reconcile.Func(c.identity))
 }
 
 type queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
 
+// patience is how many delays a change waits that only changes numbers.
+const patience = 8
+
+func at(d time.Duration) func(client.Object) time.Duration {
+	return func(client.Object) time.Duration { return d }
+}
+
+// assignedDelay is short for what somebody has to repair or has repaired: a
+// rollout of many pods must not cost a request for each.
+func (c *Controller) assignedDelay(o client.Object) time.Duration {
+	if len(o.(*v1.AzureAssignedIdentity).Status.Conditions) > 0 {
+		return c.Delay
+	}
+	return patience * c.Delay
+}
+
 // changes queues what objects concern, after a delay in which more may come.
-func (c *Controller) changes(delay time.Duration, matters func(was, is client.Object) bool, concerned func(context.Context, client.Object) []types.NamespacedName) handler.EventHandler {
+func (c *Controller) changes(delay func(client.Object) time.Duration, matters func(was, is client.Object) bool, concerned func(context.Context, client.Object) []types.NamespacedName) handler.EventHandler {
 	add := func(ctx context.Context, q queue, objects ...client.Object) {
 		for _, o := range objects {
 			for _, key := range concerned(ctx, o) {
-				q.AddAfter(reconcile.Request{NamespacedName: key}, delay)
+				q.AddAfter(reconcile.Request{NamespacedName: key}, delay(o))
 			}
 		}
 	}
