@@ -210,7 +210,9 @@ func TestTheEndOfRunEndsFetches(t *testing.T) {
 		_, _ = c.Token(t.Context(), "a")
 		start := time.Now()
 		cancel()
-		<-done
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
 		if took := time.Since(start); took != 0 {
 			t.Errorf("Run ended %s after its context", took)
 		}

@@ -184,7 +184,9 @@ func TestAStormOfFailuresIsMetWithFewRequests(t *testing.T) {
 		c := &token.Cache[string]{Fetch: up.fetch, Judge: judge}
 		for range 600 {
 			_, err := c.Token(t.Context(), "a")
-			unavailable(t, err)
+			if u := unavailable(t, err); u.RetryAfter < time.Second || u.RetryAfter > 10*time.Second {
+				t.Errorf("got %v", u)
+			}
 			pass(100 * time.Millisecond)
 		}
 		if n := up.calls.Load(); n > 12 {

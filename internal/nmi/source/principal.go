@@ -272,7 +272,7 @@ func (p *principals) takeIn(r *rotation, who principal, w *secret) bool {
 		return true
 	}
 	if warning := c.Warning(p.source.now()); warning != "" {
-		p.source.report(r.identity, fmt.Errorf("Secret %s: %s", who.secret, warning))
+		p.source.report(r.identity, fmt.Errorf("in Secret %s: %s", who.secret, warning))
 	}
 	r.Offer(c)
 	return true

@@ -1,6 +1,9 @@
 package source_test
 
 import (
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -245,5 +250,56 @@ func TestAuxiliaryTenantsComeAfterThePrimaryAndFailTogether(t *testing.T) {
 	f.id.Spec.AuxiliaryTenantIDs = []string{"1.example", "2.example", "3.example", "4.example"}
 	if e := f.refusal(t, vault); !strings.Contains(e.Description, "3 at most") {
 		t.Errorf("got %v", e)
+	}
+}
+
+func TestACertificateOfCertManagerSignsAndOneThatExpiredIsWarnedOf(t *testing.T) {
+	f := newFixture(t)
+	f.id.Spec.Type = v1.ServicePrincipalCertificate
+	put := func(until time.Time) *rsa.PrivateKey {
+		key, cert := certificate(t, until)
+		f.put(t, map[string]string{
+			"tls.crt": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})),
+			"tls.key": string(pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)})),
+		})
+		return key
+	}
+	key := put(time.Now().Add(time.Hour))
+	run(t, f.source)
+	f.token(t, vault)
+	signed, err := jwt.ParseSigned(f.asked[0], []jose.SignatureAlgorithm{jose.PS256})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var claims jwt.Claims
+	if err := signed.Claims(key.Public(), &claims); err != nil || claims.Subject != app || claims.Audience[0] != f.URL+"/"+tenant+"/oauth2/v2.0/token" {
+		t.Errorf("claims %+v: %v", claims, err)
+	}
+
+	put(time.Now().Add(-time.Minute))
+	labtest.Eventually(t, t.Context(), func() error {
+		f.token(t, vault)
+		if r := f.reported(); len(r) == 0 || r[0] == nil || !strings.Contains(r[0].Error(), "expired at") {
+			return fmt.Errorf("reported %v", r)
+		}
+		return nil
+	})
+}
+
+func TestAPodThatComesFindsItsTokenFetched(t *testing.T) {
+	f := newFixture(t, "right")
+	f.put(t, map[string]string{"clientSecret": "right"})
+	f.source.Resources = []string{vault}
+	run(t, f.source)
+	f.source.Prefetch(t.Context(), f.id)
+	labtest.Eventually(t, t.Context(), func() error {
+		if f.requests() != 1 {
+			return errors.New("not fetched")
+		}
+		return nil
+	})
+	f.token(t, vault)
+	if n := f.requests(); n != 1 {
+		t.Errorf("%d requests, want the one of the prefetch", n)
 	}
 }

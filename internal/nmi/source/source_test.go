@@ -44,7 +44,7 @@ type directory struct {
 
 	mu        sync.Mutex
 	passwords map[string]bool
-	asked     []string // the password of each request
+	asked     []string // the password or the assertion of each request
 	answer    func(http.ResponseWriter, *http.Request) bool
 }
 
@@ -70,7 +70,7 @@ func (d *directory) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	q, err := entra.ParseTokenRequest(r, entra.V2)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.asked = append(d.asked, q.Secret)
+	d.asked = append(d.asked, q.Secret+q.Assertion)
 	refused, _ := err.(*entra.Error)
 	switch {
 	case refused != nil:
@@ -124,13 +124,13 @@ func identity(namespace, name string, kind v1.IdentityType) *v1.AzureIdentity {
 }
 
 // certificate returns a new key pair with a certificate.
-func certificate(t *testing.T) (*rsa.PrivateKey, *x509.Certificate) {
+func certificate(t *testing.T, until time.Time) (*rsa.PrivateKey, *x509.Certificate) {
 	t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "app"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "app"}, NotBefore: until.Add(-2 * time.Hour), NotAfter: until}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)
