@@ -41,6 +41,7 @@ import (
 	"time"
 
 	"github.com/lanyard-id/lanyard/internal/azure"
+	"github.com/lanyard-id/lanyard/internal/cloud/authority"
 	"github.com/lanyard-id/lanyard/internal/cloud/control"
 	"github.com/lanyard-id/lanyard/internal/cloud/fault"
 	"github.com/lanyard-id/lanyard/internal/cloud/journal"
@@ -91,7 +92,7 @@ type Cloud struct {
 	db      *state.DB
 	now     func() time.Time
 	logger  *slog.Logger
-	ca      *authority
+	ca      *authority.Authority
 	hosts   map[string]http.Handler // exact names
 	tunnels tunnelSet
 	loop    *loop
@@ -146,7 +147,7 @@ func open(config Config, db *state.DB) (*Cloud, error) {
 		c.hosts[strings.ToLower(name)] = h
 	}
 	var err error
-	if c.ca, err = openAuthority(db, append(builtinHosts(), slices.Sorted(maps.Keys(c.hosts))...)); err != nil {
+	if c.ca, err = authority.Open(db, append(builtinHosts(), slices.Sorted(maps.Keys(c.hosts))...)); err != nil {
 		return nil, err
 	}
 	issuers := config.Issuers
@@ -330,14 +331,14 @@ func (c *Cloud) TLSConfig() *tls.Config {
 	return &tls.Config{
 		MinVersion:     tls.VersionTLS12,
 		NextProtos:     []string{"h2", "http/1.1"},
-		GetCertificate: c.ca.certificate,
+		GetCertificate: c.ca.Certificate,
 	}
 }
 
 // CACertPEM is the certificate of the authority that clients must trust. It
 // stays the same as long as the state directory lives, unless Hosts gets a
 // name that it does not permit: then the same key gets a wider certificate.
-func (c *Cloud) CACertPEM() []byte { return c.ca.pem() }
+func (c *Cloud) CACertPEM() []byte { return c.ca.PEM() }
 
 // Serve answers on a listener with TLS until ctx ends, then lets running
 // requests finish for some seconds. It closes the listener.
@@ -388,7 +389,7 @@ func (c *Cloud) issuerClient(own map[string]http.Handler) *http.Client {
 		c.logger.Warn("no system roots: only issuers with the cloud's own certificate can be asked", "err", err)
 		roots = x509.NewCertPool()
 	}
-	roots.AddCert(c.ca.cert)
+	roots.AddCert(c.ca.Root())
 	inProcess := map[string]bool{}
 	for name := range own {
 		inProcess[strings.ToLower(name)] = true

@@ -186,11 +186,12 @@ func TestTheOwnersDoorHasNoNetwork(t *testing.T) {
 	if _, err := owner.Faults(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	client := f.direct()
 	for _, host := range []string{"control", "control.lanyard.test", "localhost", "", azure.HostManagement, azure.HostLogin, "control." + azure.SuffixVault} {
 		for _, path := range []string{"/faults", "/clock", "/log", "/settings"} {
 			req := getRequest(t, "https://"+azure.HostManagement+path)
 			req.Host = host
-			resp, err := f.direct().Do(req)
+			resp, err := client.Do(req)
 			if err != nil {
 				t.Fatal(err)
 			}

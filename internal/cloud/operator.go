@@ -90,7 +90,7 @@ func (s *seeder) call(ctx context.Context, method, address, audience string, in,
 // inProcess is a client of the cloud's own hosts.
 func (c *Cloud) inProcess() *http.Client {
 	roots := x509.NewCertPool()
-	roots.AddCert(c.ca.cert)
+	roots.AddCert(c.ca.Root())
 	return &http.Client{
 		Timeout: connectTimeout,
 		Transport: &http.Transport{

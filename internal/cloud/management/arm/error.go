@@ -3,10 +3,12 @@ package arm
 import (
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
 
 	"github.com/lanyard-id/lanyard/internal/azrbac"
 	"github.com/lanyard-id/lanyard/internal/azure"
+	"github.com/lanyard-id/lanyard/internal/cloud/management/budget"
 )
 
 // An Error is an Answer of Resource Manager that is not a success. Status, Code and Message go to the caller; Err is
@@ -115,4 +117,15 @@ func typesAndNames(id azure.ResourceID) string {
 // BadRequestCode is a 400 with a code of its own.
 func BadRequestCode(code, format string, args ...any) *Error {
 	return Fault(http.StatusBadRequest, code, format, args...)
+}
+
+func throttled(b budget.Exhausted) *Error {
+	code := "SubscriptionRequestsThrottled"
+	if b.Scope == "tenant" {
+		code = "TenantRequestsThrottled"
+	}
+	e := Fault(http.StatusTooManyRequests, code, "Number of requests for %s '%s' and operation '%s' exceeded the limit of '%d' for time interval '01:00:00'. Please try again after '%d' seconds.",
+		b.Scope, b.ID, b.Kind, b.Limit, b.Wait)
+	e.Header = http.Header{"Retry-After": {strconv.Itoa(b.Wait)}}
+	return e
 }

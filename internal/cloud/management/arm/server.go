@@ -32,6 +32,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/lanyard-id/lanyard/internal/cloud/login"
+	"github.com/lanyard-id/lanyard/internal/cloud/management/budget"
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
 )
 
@@ -56,7 +57,7 @@ type Server struct {
 	Now    func() time.Time // nil means time.Now
 	Logger *slog.Logger     // nil means slog.Default
 
-	budgets budgets
+	budgets budget.Budgets
 	writers sync.Map // keys that Call.Exclusive holds
 }
 
@@ -100,10 +101,10 @@ type Handler func(*Call) (Answer, error)
 // ServeHTTP answers one request. It must see the path as it was sent: a ServeMux in front would clean it. All errors
 // are written and logged here.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	left := unused(r.Method)
+	left := budget.Unused(r.Method)
 	a, err := s.serve(r, &left)
 	stamp(w.Header(), r, s.now())
-	left.write(w.Header())
+	left.Write(w.Header())
 	if err != nil {
 		var e *Error
 		if !errors.As(err, &e) {
@@ -122,7 +123,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	write(w, r, a)
 }
 
-func (s *Server) serve(r *http.Request, left *budget) (Answer, error) {
+func (s *Server) serve(r *http.Request, left *budget.Left) (Answer, error) {
 	path, err := CleanPath(r.URL.EscapedPath())
 	if err != nil {
 		return Answer{}, err
@@ -140,8 +141,10 @@ func (s *Server) serve(r *http.Request, left *budget) (Answer, error) {
 	if err != nil {
 		return Answer{}, err
 	}
-	if *left, err = s.spend(caller, r.Method, path); err != nil {
-		return Answer{}, err
+	var exhausted *budget.Exhausted
+	*left, exhausted = s.budgets.Spend(caller.ObjectID, caller.TenantID, r.Method, path, s.now(), s.Limits != nil && s.Limits())
+	if exhausted != nil {
+		return Answer{}, throttled(*exhausted)
 	}
 	if err := checkMedia(r); err != nil {
 		return Answer{}, err

@@ -1,4 +1,6 @@
-package cloud
+// Package authority is the certificate authority of the local cloud: one key that lives in the state file and can sign
+// for the cloud's own names only, and the server certificate for all of them, whose key never leaves memory.
+package authority
 
 import (
 	"crypto/ecdsa"
@@ -34,11 +36,11 @@ type storedAuthority struct {
 	PrivateKey  []byte // PKCS #8
 }
 
-// An authority signs the cloud's server certificate. It can sign for the
+// An Authority signs the cloud's server certificate. It can sign for the
 // cloud's own names only (X.509 name constraints), so that trusting it puts
 // no other site at risk. Its certificates follow the wall clock, not
 // Config.Now, because the clients that check them do.
-type authority struct {
+type Authority struct {
 	cert  *x509.Certificate
 	key   *ecdsa.PrivateKey
 	names []string // of the server certificate
@@ -47,11 +49,11 @@ type authority struct {
 	server *tls.Certificate
 }
 
-// openAuthority loads the authority of a state file, or makes it. If hosts
+// Open loads the authority of a state file, or makes it. If hosts
 // has a name that the stored certificate does not permit, the same key gets
 // a new certificate that does.
-func openAuthority(db *state.DB, names []string) (*authority, error) {
-	a := &authority{names: names}
+func Open(db *state.DB, names []string) (*Authority, error) {
+	a := &Authority{names: names}
 	domains := permittedDomains(names)
 	err := db.Update(func(tx *state.Tx) error {
 		st, ok, err := state.Get[storedAuthority](tx, bucketAuthority, authorityKey)
@@ -82,7 +84,7 @@ func openAuthority(db *state.DB, names []string) (*authority, error) {
 	return a, nil
 }
 
-func (a *authority) load(st storedAuthority) error {
+func (a *Authority) load(st storedAuthority) error {
 	key, err := x509.ParsePKCS8PrivateKey(st.PrivateKey)
 	if err != nil {
 		return fmt.Errorf("parsing key: %w", err)
@@ -101,7 +103,7 @@ func (a *authority) load(st storedAuthority) error {
 }
 
 // create signs a new certificate, with a new key if there is none yet.
-func (a *authority) create(domains []string) (storedAuthority, error) {
+func (a *Authority) create(domains []string) (storedAuthority, error) {
 	var err error
 	if a.key == nil {
 		if a.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
@@ -131,14 +133,17 @@ func (a *authority) create(domains []string) (storedAuthority, error) {
 	return st, a.load(st)
 }
 
-// pem is the certificate that clients trust.
-func (a *authority) pem() []byte {
+// Root is the certificate of the authority.
+func (a *Authority) Root() *x509.Certificate { return a.cert }
+
+// PEM is the certificate that clients trust.
+func (a *Authority) PEM() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
 }
 
-// certificate is the server certificate for all names. Its key never leaves
+// Certificate is the server certificate for all names. Its key never leaves
 // memory; it is made again when the certificate gets old.
-func (a *authority) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+func (a *Authority) Certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.server != nil && time.Until(a.server.Leaf.NotAfter) > serverRenew {
