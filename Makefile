@@ -48,6 +48,7 @@ build: requirements bin/kube binaries ## build every binary into bin/
 binaries:
 	@mkdir -p bin
 	@go build -ldflags "$(LDFLAGS)" -o bin/ ./cmd/...
+	@ln -sf lanyard bin/kubectl-lanyard
 
 .PHONY: requirements
 requirements: ## install the Debian packages that are needed (root; otherwise say what is missing)

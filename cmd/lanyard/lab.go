@@ -15,6 +15,7 @@ import (
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
 	"k8s.io/klog/v2"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/lanyard-id/lanyard/internal/estate"
 	"github.com/lanyard-id/lanyard/internal/lab"
@@ -110,6 +111,7 @@ func (f *labFlags) labConfig(step func(string, ...any), stderr io.Writer) (estat
 		level = slog.LevelInfo
 	} else {
 		klog.SetLogger(logr.Discard()) // watches that end with the lab are no news
+		log.SetLogger(logr.Discard())
 	}
 	return estate.Config{
 		StateDir:    state,

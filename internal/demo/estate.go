@@ -31,9 +31,15 @@ func On(e *estate.Estate, step func(format string, args ...any)) (*Story, error)
 	if err != nil {
 		return nil, err
 	}
+	principal, err := e.Cloud.Credential(estate.PasswordPrincipal)
+	if err != nil {
+		return nil, err
+	}
 	return &Story{
-		Kube:    e.Lab.Client,
-		Objects: e.Objects,
+		Kube:      e.Lab.Client,
+		Objects:   e.Objects,
+		As:        e.As,
+		Principal: principal,
 		Azure: Azure{
 			SubscriptionID: e.Cloud.SubscriptionID, ResourceGroup: estate.ResourceGroup, Location: estate.Location,
 			Credential: owner, Options: &arm.ClientOptions{ClientOptions: options},

@@ -21,6 +21,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	aadv1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
 	"github.com/lanyard-id/lanyard/api/workloadidentity"
 	"github.com/lanyard-id/lanyard/internal/azure"
 	"github.com/lanyard-id/lanyard/internal/estate"
@@ -48,9 +49,11 @@ const (
 
 // A Story is played on one lab. All fields must be set.
 type Story struct {
-	Kube    kubernetes.Interface
-	Objects client.Client // for the custom resources
-	Azure   Azure
+	Kube      kubernetes.Interface
+	Objects   client.Client                            // for the custom resources
+	As        func(user string) (client.Client, error) // the same as somebody else
+	Azure     Azure
+	Principal estate.Credential // of the application that a pod acts as
 
 	Issuer             string // of the cluster's service-account tokens
 	VaultURL           string
@@ -59,15 +62,6 @@ type Story struct {
 	ControllerObjectID string // the principal that mic acts as: it needs Managed Identity Operator on every identity
 
 	Step func(format string, args ...any) // tells what is being done now
-}
-
-// A scene is a pod and what the story expects of it.
-type scene struct {
-	row Row
-	pod *corev1.Pod
-	// refusal is a text that the refusal must contain; empty where the pod is
-	// to read the secret.
-	refusal string
 }
 
 // A Result is what came of the story.
@@ -118,6 +112,12 @@ func (s *Story) Play(ctx context.Context) (Result, error) {
 	}
 	result := Result{Simulated: s.Simulated}
 	for _, scene := range s.scenes() {
+		if scene.before != nil {
+			s.Step("%s", scene.tells)
+			if err := scene.before(ctx); err != nil {
+				return result, err
+			}
+		}
 		s.Step("door %s: the pod %s asks for a token and reads the secret", scene.row.Door, scene.row.Pod)
 		row, err := s.play(ctx, scene)
 		if err != nil {
@@ -126,7 +126,7 @@ func (s *Story) Play(ctx context.Context) (Result, error) {
 		result.Rows = append(result.Rows, row)
 	}
 	s.Step("reading what was recorded on the bindings")
-	result.Records, err = s.records(ctx, []string{littlePodBindingName, noRoleBinding})
+	result.Records, err = s.records(ctx, []string{littlePodBindingName, estate.PasswordPrincipal, nightlyBinding, breakGlassBinding, noRoleBinding})
 	return result, err
 }
 
@@ -170,6 +170,8 @@ func (s *Story) setUpCluster(ctx context.Context, noRole Identity) error {
 		u.SetNamespace(metav1.NamespaceDefault)
 		objects = append(objects, u)
 	}
+	objects = append(objects, s.servicePrincipal()...)
+	objects = append(objects, limitedBindings(time.Now())...)
 	objects = append(objects,
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: samanNamespace}},
 		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{
@@ -183,7 +185,27 @@ func (s *Story) setUpCluster(ctx context.Context, noRole Identity) error {
 			return fmt.Errorf("creating %s %s: %w", o.GetObjectKind().GroupVersionKind().Kind, o.GetName(), err)
 		}
 	}
-	return nil
+	// An earlier play may have left its doors open.
+	if err := s.setWindow(ctx, openLater(time.Now())); err != nil {
+		return err
+	}
+	return s.forgetRequest(ctx)
+}
+
+// servicePrincipal is what document 004 promises: an application with a
+// password behind the same endpoint, its secret beside the identity and never
+// in the pod.
+func (s *Story) servicePrincipal() []client.Object {
+	const name = estate.PasswordPrincipal
+	meta := metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: name}
+	return []client.Object{
+		&corev1.Secret{ObjectMeta: meta, StringData: map[string]string{"clientSecret": string(s.Principal.Password)}},
+		&aadv1.AzureIdentity{ObjectMeta: meta, Spec: aadv1.AzureIdentitySpec{
+			Type: aadv1.ServicePrincipal, TenantID: s.Principal.TenantID, ClientID: s.Principal.ClientID,
+			ClientPassword: aadv1.SecretReference{Namespace: metav1.NamespaceDefault, Name: name},
+		}},
+		&aadv1.AzureIdentityBinding{ObjectMeta: meta, Spec: aadv1.AzureIdentityBindingSpec{AzureIdentity: name, Selector: name}},
+	}
 }
 
 // identityValues fill the placeholders of document 001's AzureIdentity.
@@ -194,47 +216,6 @@ func (s *Story) identityValues(i Identity) map[string]string {
 		"resourcegroup":                s.Azure.ResourceGroup,
 		"managedidentity-resourcename": i.Name,
 		"clientid":                     i.ClientID,
-	}
-}
-
-func (s *Story) scenes() []scene {
-	resource := strings.TrimPrefix(s.VaultURL, "https://") + "/secrets/" + s.Secret
-	imds := []string{"imds", "--vault", s.VaultURL, "--secret", s.Secret}
-	return []scene{
-		{
-			row: Row{Door: doorIMDS, Pod: "default/" + littlePod, Identity: estate.PodIdentity, Resource: resource, Want: secretRead},
-			pod: pod("default", littlePod, "", map[string]string{bindingLabel: littlePodLabel}, imds...),
-		},
-		{
-			row: Row{Door: doorEntra, Pod: samanNamespace + "/saman-app", Identity: estate.WorkloadIdentity, Resource: resource, Want: secretRead},
-			pod: pod(samanNamespace, "saman-app", samanAccount, map[string]string{workloadidentity.LabelUse: "true"},
-				"sdk", "--vault", s.VaultURL, "--secret", s.Secret),
-		},
-		{
-			row:     Row{Door: doorIMDS, Pod: "default/no-label", Identity: "none", Resource: resource, Want: refused},
-			pod:     pod("default", "no-label", "", nil, append(imds, "--wait=0s")...), // asking again does not help
-			refusal: bindingLabel,
-		},
-		{
-			row:     Row{Door: doorIMDS, Pod: "default/no-role", Identity: NoRoleIdentity, Resource: resource, Want: refused},
-			pod:     pod("default", "no-role", "", map[string]string{bindingLabel: NoRoleIdentity}, imds...),
-			refusal: "ForbiddenByRbac",
-		},
-	}
-}
-
-// pod is an ordinary pod of a customer: the workload's image and nothing about identity but the label and the account.
-func pod(namespace, name, account string, labels map[string]string, args ...string) *corev1.Pod {
-	return &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace, Labels: labels},
-		Spec: corev1.PodSpec{
-			ServiceAccountName:            account,
-			RestartPolicy:                 corev1.RestartPolicyNever,
-			TerminationGracePeriodSeconds: new(int64),
-			Containers: []corev1.Container{{
-				Name: "workload", Image: workloadImage, ImagePullPolicy: corev1.PullIfNotPresent, Args: args,
-			}},
-		},
 	}
 }
 

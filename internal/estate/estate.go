@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/lanyard-id/lanyard/internal/cloud/control"
@@ -222,6 +223,13 @@ func linkKubectl(stateDir, binDir string) (string, error) {
 // Simulated tells whether the node is a simulation whose pods are local
 // processes.
 func (e *Estate) Simulated() bool { return e.config.ProcessNode }
+
+// As returns a client that acts as a user of the cluster, with that user's rights.
+func (e *Estate) As(user string) (client.Client, error) {
+	config := rest.CopyConfig(e.Lab.RESTConfig())
+	config.Impersonate = rest.ImpersonationConfig{UserName: user}
+	return client.New(config, client.Options{Scheme: e.Objects.Scheme()})
+}
 
 // Wait returns nil when ctx ends, and an error when a part ends by itself.
 func (e *Estate) Wait(ctx context.Context) error { return e.Lab.Wait(ctx) }

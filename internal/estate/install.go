@@ -22,6 +22,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
+	lanyard "github.com/lanyard-id/lanyard/api/lanyard/v1alpha1"
 	"github.com/lanyard-id/lanyard/deploy"
 	"github.com/lanyard-id/lanyard/internal/lab/image"
 )
@@ -169,7 +170,7 @@ func adminSecret(namespace string, values map[string]string) *corev1.Secret {
 // scheme returns the kinds that an estate's client knows by type.
 func scheme() (*runtime.Scheme, error) {
 	s := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{kubernetes.AddToScheme, v1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{kubernetes.AddToScheme, v1.AddToScheme, lanyard.AddToScheme} {
 		if err := add(s); err != nil {
 			return nil, err
 		}
@@ -191,12 +192,12 @@ func (e *Estate) install(ctx context.Context) error {
 	if err := e.Lab.LoadImages(ctx, images...); err != nil {
 		return err
 	}
-	e.config.Step("installing the custom resources, mic, nmi and the webhook")
+	e.config.Step("installing the custom resources, mic, nmi, the webhook and the admission policy")
 	crds, err := deploy.CRDs()
 	if err != nil {
 		return err
 	}
-	manifests, err := deploy.Manifests("mic", "nmi", "webhook")
+	manifests, err := deploy.Manifests("mic", "nmi", "webhook", "access")
 	if err != nil {
 		return err
 	}
