@@ -85,12 +85,12 @@ type Journal struct {
 
 // A key is what makes two decisions the same event.
 type key struct {
-	onPod           bool // the event is on the pod, else on the binding
-	pod, binding    string
-	identity        string
-	resource        string
-	reason          string
-	expires, closes int64
+	onPod        bool // the event is on the pod, else on the binding
+	pod, binding string
+	identity     string
+	resource     string
+	reason       string
+	expires      int64
 }
 
 // A series is guarded by Journal.mu but for event, which only Run touches.

@@ -31,7 +31,7 @@ func newLine(t *testing.T, config *rest.Config) *line {
 	}
 	to := u.Host
 	u.Host = l.Addr().String()
-	config.Host, config.TLSClientConfig.ServerName = u.String(), "localhost"
+	config.Host, config.ServerName = u.String(), "localhost"
 	x := &line{whole: true, conns: map[net.Conn]bool{}}
 	t.Cleanup(func() {
 		l.Close()
