@@ -86,7 +86,7 @@ func namespace(t *testing.T) *netns.NS {
 	return n
 }
 
-// pod is a namespace with the address 10.9.0.(2+i), plugged into the bridge.
+// pod is a namespace with the addresses 10.9.0.(2+i) and fd09::(2+i), plugged into the bridge.
 func (n *node) pod(t *testing.T, i int) *netns.NS {
 	t.Helper()
 	pod := namespace(t)
@@ -112,15 +112,35 @@ func (n *node) pod(t *testing.T, i int) *netns.NS {
 			return err
 		}
 		addr := &net.IPNet{IP: net.IPv4(10, 9, 0, byte(2+i)), Mask: net.CIDRMask(24, 32)}
-		if err := netlink.AddrAdd(eth0, &netlink.Addr{IPNet: addr}); err != nil {
-			return err
+		addr6 := &net.IPNet{IP: netip.MustParseAddr(fmt.Sprintf("fd09::%x", 2+i)).AsSlice(), Mask: net.CIDRMask(64, 128)}
+		for _, a := range []netlink.Addr{{IPNet: addr}, {IPNet: addr6, Flags: unix.IFA_F_NODAD}} {
+			if err := netlink.AddrAdd(eth0, &a); err != nil {
+				return err
+			}
 		}
 		if err := netlink.LinkSetUp(eth0); err != nil {
 			return err
 		}
 		return netlink.RouteAdd(&netlink.Route{Gw: agent.Addr().AsSlice()})
 	}))
+	// What is sent earlier is lost; network plugins wait for it too.
+	eventually(t, func() error { return n.Do(func() error { return up(fmt.Sprintf("veth%d", i), "br0") }) })
+	eventually(t, func() error { return pod.Do(func() error { return up("eth0") }) })
 	return pod
+}
+
+// up tells that interfaces carry frames.
+func up(names ...string) error {
+	for _, name := range names {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		if s := l.Attrs().OperState; s != netlink.OperUp {
+			return fmt.Errorf("%s is %s", name, s)
+		}
+	}
+	return nil
 }
 
 func must(t *testing.T, err error) {

@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 
@@ -206,7 +205,12 @@ func (k *kernel) forget(hardware HardwareAddr, addresses []netip.Addr) {
 	}
 	for _, n := range neighbours {
 		ip, ok := netip.AddrFromSlice(n.IP)
-		if !ok || !slices.Contains(addresses, ip.Unmap()) || n.State&unix.NUD_PERMANENT != 0 || bytes.Equal(n.HardwareAddr, net.HardwareAddr(hardware[:])) {
+		if !ok || !slices.Contains(addresses, ip.Unmap()) || n.State&unix.NUD_PERMANENT != 0 {
+			continue
+		}
+		// Without a hardware address the neighbour is being asked for, and
+		// packets wait for its answer.
+		if len(n.HardwareAddr) == 0 || bytes.Equal(n.HardwareAddr, hardware[:]) {
 			continue
 		}
 		// Gone meanwhile is as good.

@@ -9,9 +9,12 @@ import (
 )
 
 // settling is how long after the first address a port may get others: network
-// plugins give an IPv4 and an IPv6 address one after the other. It must be
-// shorter than what a runtime needs from there to the pod's first process.
-const settling = 50 * time.Millisecond
+// plugins give an IPv4 and an IPv6 address one after the other, on a busy node
+// with a pause between. It must be shorter than what a runtime needs from there
+// to the pod's first process: until then it makes two containers. A process that
+// were quicker could take an address that nobody has, and lose it, for both, as
+// soon as somebody is given it.
+const settling = 150 * time.Millisecond
 
 // Waiting for the first address: at first it is a matter of milliseconds, and
 // a port that has none after some seconds is probably none of a pod.
@@ -201,7 +204,7 @@ func (l *ledger) disputes() []dispute {
 		}
 		d := dispute{address: a}
 		for _, c := range claims {
-			d.ports = append(d.ports, c.Port.Name)
+			d.ports = append(d.ports, c.Name)
 		}
 		fresh = append(fresh, d)
 	}

@@ -26,8 +26,11 @@
 //     that a pod gains nothing from changing its address while no agent runs.
 //
 // So a pod that is given a neighbour's address by a plugin that its owner may
-// configure (a static address in a NetworkAttachmentDefinition) can take the
-// neighbour's service away, never its tokens.
+// configure (a static address in a NetworkAttachmentDefinition) takes the
+// neighbour's service away, but does not become the neighbour. One gap is the
+// caller's to close: a younger port keeps the address when the neighbour has
+// ended and the API server has not heard of it. A pod that was seen at one
+// Generation must not be believed at another on the word of its address alone.
 //
 // Other ways that were weighed: the interface that a socket's packets came by
 // (IP_PKTINFO) is the bridge for all pods of a bridge; reading pods' namespaces
@@ -173,7 +176,9 @@ type watch struct {
 
 // follow handles events until the subscription ends.
 func (w *watch) follow(ctx context.Context) error {
-	events, done := make(chan netlink.LinkUpdate, 64), make(chan struct{})
+	// A pod's cable makes about ten events, and the kernel's own buffer
+	// holds those of a dozen pods.
+	events, done := make(chan netlink.LinkUpdate, 1024), make(chan struct{})
 	var lost error
 	err := netlink.LinkSubscribeWithOptions(events, done, netlink.LinkSubscribeOptions{ErrorCallback: func(err error) { lost = err }})
 	if err != nil {
@@ -201,7 +206,7 @@ func (w *watch) follow(ctx context.Context) error {
 				return nil
 			}
 			w.link(e)
-			for range len(events) { // a pod's cable makes several at once
+			for range len(events) {
 				if e, ok := <-events; ok {
 					w.link(e)
 				}
@@ -222,7 +227,7 @@ func (w *watch) follow(ctx context.Context) error {
 func (w *watch) link(e netlink.LinkUpdate) {
 	// Messages of the bridge's own family tell of a port's membership and
 	// lack the other end's namespace.
-	if e.IfInfomsg.Family == unix.AF_BRIDGE {
+	if e.Family == unix.AF_BRIDGE {
 		return
 	}
 	end, ok := endOf(e.Link)
@@ -291,7 +296,7 @@ func (w *watch) read(c *cable, now time.Time) {
 		// The namespace is still being furnished, or just went away: in that
 		// case its link's end is on the way to us.
 		if c.retry(now) {
-			w.table.logger().Warn("no address can be read behind this network interface; if it is a pod's, that pod is refused", "port", c.Port.Name, "err", err)
+			w.table.logger().Warn("no address can be read behind this network interface; if it is a pod's, that pod is refused", "port", c.Name, "err", err)
 		}
 		return
 	}

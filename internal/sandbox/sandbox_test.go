@@ -330,12 +330,18 @@ func TestWhatOneCableWasToldAnotherIsNot(t *testing.T) {
 func TestClaimsFromBeforeAPodWasKnownAreForgotten(t *testing.T) {
 	n := newNode(t)
 	table, _ := n.run()
-	neighbours := func() (all []netlink.Neigh) {
+	neighbours := func() []netlink.Neigh {
+		var all []netlink.Neigh
 		must(t, n.Do(func() (err error) { all, err = netlink.NeighList(0, netlink.FAMILY_V4); return err }))
-		return all
+		return slices.DeleteFunc(all, func(n netlink.Neigh) bool { return n.IP.String() != "10.9.0.2" })
 	}
+	n.plug(namespace(t), "veth0", "eth0", "10.9.0.9/24")
+	find(t, table, "10.9.0.9", "veth0")
 	must(t, n.Do(func() error {
 		l, err := netlink.LinkByName("cni0")
+		for err == nil && l.Attrs().OperState != netlink.OperUp { // before, it forgets all neighbours
+			l, err = netlink.LinkByName("cni0")
+		}
 		if err != nil {
 			return err
 		}
