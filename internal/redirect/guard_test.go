@@ -166,21 +166,47 @@ func TestAPodWithRawSocketsCannotAskInItsNeighboursName(t *testing.T) {
 // A claim in ARP without a request would send the neighbour's answers, with
 // its token, to the thief.
 func TestAnswersGoToThePodThatAsked(t *testing.T) {
-	for _, guarded := range []bool{false, true} {
-		t.Run(fmt.Sprintf("guard %t", guarded), func(t *testing.T) {
+	for _, tt := range []struct {
+		guarded bool
+		tags    int
+	}{{false, 0}, {true, 0}, {false, 2}, {true, 2}} {
+		t.Run(fmt.Sprintf("guard %t, %d tags", tt.guarded, tt.tags), func(t *testing.T) {
 			n := newNode(t)
 			n.unlocked(t)
 			n.serve(t, agent, "agent")
 			rules := guard()
-			rules.Guard = guarded
+			rules.Guard = tt.guarded
 			g := start(t, n, rules)
 			g.admitted(t, "10.9.0.2", "10.9.0.3")
 			expect(t, n.pods[0], metadata, "agent saw 10.9.0.2")
 			th := newThief(t, n.pods[1], n.hardware(t, n.NS, "br0"))
+			th.tags = tt.tags
 			th.claim(t, netip.MustParseAddr("10.9.0.2"), agent.Addr())
 			_, err := ask(t, n.pods[0], metadata)
-			if (err == nil) != guarded {
+			if (err == nil) != tt.guarded {
 				t.Errorf("the victim's own request: %v", err)
+			}
+		})
+	}
+}
+
+// A bridge sends frames to the port that their receiver was last heard at.
+func TestABridgeIsNotToldThatAPodHasMoved(t *testing.T) {
+	for _, guarded := range []bool{false, true} {
+		t.Run(fmt.Sprintf("guard %t", guarded), func(t *testing.T) {
+			n := newNode(t)
+			rules := guard()
+			rules.Guard = guarded
+			g := start(t, n, rules)
+			g.admitted(t, "10.9.0.2", "10.9.0.3")
+			at := netip.MustParseAddrPort("10.9.0.2:8080")
+			(&node{NS: n.pods[0]}).serve(t, at, "victim")
+			expect(t, n.NS, at, "victim saw 10.9.0.1")
+			th := newThief(t, n.pods[1], n.hardware(t, n.NS, "br0"))
+			th.source = n.hardware(t, n.pods[0], "eth0")
+			th.segment(t, netip.MustParseAddr("10.9.0.3"), metadata, syn, 1000, 0, "")
+			if got, err := ask(t, n.NS, at); (err == nil) != guarded {
+				t.Errorf("what is sent to the victim: %q, %v", got, err)
 			}
 		})
 	}
