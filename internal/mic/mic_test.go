@@ -2,6 +2,7 @@ package mic_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
 
@@ -412,6 +414,61 @@ func TestAMachineThatIsGoneHoldsNothingBack(t *testing.T) {
 	w.await(w.ns, "p", "")
 }
 
+func TestNodesThatVanishHoldNothingBackAndTheOthersKeepTheirs(t *testing.T) {
+	w, c := newWorld(t), &cloud{}
+	w.bind("i")
+	machine := func(i int) string {
+		return fmt.Sprintf("%s/providers/Microsoft.Compute/virtualMachines/vm%d-%s", group, i, w.ns)
+	}
+	var nodes []*corev1.Node
+	var pods []*corev1.Pod
+	for i := range 10 {
+		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("vm%d-%s", i, w.ns)}, Spec: corev1.NodeSpec{ProviderID: "azure://" + machine(i)}}
+		w.make(n)
+		nodes, pods = append(nodes, n), append(pods, w.pod(w.ns, fmt.Sprint("p", i), n.Name, w.label("i")))
+	}
+	stop := w.run(c)
+	for i := range 10 {
+		w.await(w.ns, fmt.Sprint("p", i), "i=Assigned")
+	}
+	for i := range 3 { // while it runs
+		w.remove(nodes[i])
+		w.remove(pods[i])
+	}
+	for i := range 3 {
+		w.await(w.ns, fmt.Sprint("p", i), "")
+		w.awaitCloud(c, machine(i), "")
+	}
+	stop()
+	for i := 3; i < 5; i++ { // while it does not
+		w.remove(nodes[i])
+		w.remove(pods[i])
+	}
+	w.run(c)
+	for i := range 5 {
+		w.await(w.ns, fmt.Sprint("p", i), "")
+	}
+	for i := 5; i < 10; i++ {
+		w.await(w.ns, fmt.Sprint("p", i), "i=Assigned")
+		w.awaitCloud(c, machine(i), "i")
+	}
+}
+
+func TestBindingsStayInTheirNamespaceIfTheyMust(t *testing.T) {
+	w, c := newWorld(t), &cloud{}
+	other := cluster.Namespace(t)
+	w.run(c, func(c *mic.Config) { c.ForceNamespaced = true })
+	_, b := w.bind("i")
+	w.pod(w.ns, "here", w.node, w.label("i"))
+	w.pod(other, "there", w.node, w.label("i"))
+	w.await(w.ns, "here", "i=Assigned")
+	w.await(other, "there", "")
+	items, err := w.assigned(w.ns, "here")
+	if err != nil || items[0].Namespace != w.ns || items[0].Spec.AzureBindingRef.Name != b.Name {
+		t.Errorf("the assignment is %+v, %v", items, err)
+	}
+}
+
 func TestWhatIsWrittenWronglyIsToldInPlainWords(t *testing.T) {
 	w, c := newWorld(t), &cloud{}
 	w.addNode("bare-"+w.ns, "kind://local/node")
@@ -450,6 +507,7 @@ func TestOneReplicaLeadsAndSaysSo(t *testing.T) {
 		return func(c *mic.Config) {
 			c.Election = &mic.Election{Namespace: "default", Name: "aad-pod-identity-mic", Instance: "mic-" + address[len(address)-1:], Duration: 2 * time.Second, EndpointsRecord: true}
 			c.HealthAddress = address
+			c.Kubernetes.Impersonate = rest.ImpersonationConfig{} // the manifests grant the record only to who turns it on
 		}
 	}
 	get := func(url string) string {
@@ -471,8 +529,24 @@ func TestOneReplicaLeadsAndSaysSo(t *testing.T) {
 	if got := get("http://" + two + "/healthz"); got != "200 Not Active<nil>" {
 		t.Errorf("second: %s", got)
 	}
+	// Scripts of Pod Identity v1 find the leader here.
+	record := func() string {
+		var o corev1.Endpoints
+		if err := w.Get(w.Context(), types.NamespacedName{Namespace: "default", Name: "aad-pod-identity-mic"}, &o); err != nil {
+			return err.Error()
+		}
+		var r struct {
+			HolderIdentity       string `json:"holderIdentity"`
+			LeaseDurationSeconds int    `json:"leaseDurationSeconds"`
+			LeaderTransitions    int    `json:"leaderTransitions"`
+		}
+		err := json.Unmarshal([]byte(o.Annotations["control-plane.alpha.kubernetes.io/leader"]), &r)
+		return fmt.Sprint(r, err)
+	}
+	w.eventually(func() error { return differ("record", record(), "{mic-0 2 0} <nil>") })
 	stop()
 	w.eventually(func() error { return differ("second", get("http://"+two+"/healthz"), "200 Active<nil>") })
+	w.eventually(func() error { return differ("record", record(), "{mic-1 2 1} <nil>") })
 	w.bind("i")
 	w.pod(w.ns, "p", w.node, w.label("i"))
 	w.await(w.ns, "p", "i=Assigned")

@@ -22,6 +22,7 @@ import (
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	azarm "github.com/Azure/azure-sdk-for-go/sdk/azcore/arm"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
 	"github.com/Azure/azure-sdk-for-go/sdk/resourcemanager/compute/armcompute/v6"
 
@@ -259,13 +260,28 @@ func (c *Client) clients(subscription string) (*compute, error) {
 	if have := c.subscriptions[subscription]; have != nil {
 		return have, nil
 	}
-	factory, err := armcompute.NewClientFactory(subscription, now.Credential, &now.Options)
+	options := now.Options
+	options.PerCallPolicies = append(slices.Clip(options.PerCallPolicies), accepted{})
+	factory, err := armcompute.NewClientFactory(subscription, now.Credential, &options)
 	if err != nil {
 		return nil, fmt.Errorf("making a client for subscription %s: %w", subscription, err)
 	}
 	made := &compute{vms: factory.NewVirtualMachinesClient(), scaleSets: factory.NewVirtualMachineScaleSetsClient()}
 	c.subscriptions[subscription] = made
 	return made, nil
+}
+
+// accepted passes 202 for a PATCH off as 200. Azure documents 200 for an
+// asynchronous one and the SDK takes nothing else, but older versions of the API
+// documented 202 as well; the headers that lead to the operation are the same.
+type accepted struct{}
+
+func (accepted) Do(req *policy.Request) (*http.Response, error) {
+	resp, err := req.Next()
+	if err == nil && req.Raw().Method == http.MethodPatch && resp.StatusCode == http.StatusAccepted {
+		resp.StatusCode = http.StatusOK
+	}
+	return resp, err
 }
 
 func deref[T any](p *T) (v T) {

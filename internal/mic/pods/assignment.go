@@ -37,7 +37,6 @@ const siblings = 8
 // date, or goes.
 func (c *Controller) keep(ctx context.Context, pod binding.Pod, a *v1.AzureAssignedIdentity, bound []binding.Bound, at place) error {
 	if !a.DeletionTimestamp.IsZero() {
-		c.ours.Delete(a.UID)
 		if assigned.MachineKey(a) != "" {
 			return nil // the machines' controller lets it go
 		}
@@ -53,12 +52,16 @@ func (c *Controller) keep(ctx context.Context, pod binding.Pod, a *v1.AzureAssig
 		}
 		return c.refresh(ctx, a, b, at)
 	}
+	if _, asked := c.deleted.LoadOrStore(a.UID, struct{}{}); asked {
+		return nil // the cache is a little behind
+	}
 	if _, ours := c.ours.Load(a.UID); !ours {
 		c.logger().WarnContext(ctx, "no binding backs an assignment: it is removed", "assignment", a.Name, "namespace", a.Namespace, "pod", pod.Name, "podNamespace", pod.Namespace)
 		c.Events.Eventf(a, nil, corev1.EventTypeWarning, eventNotEntitled, "Remove", "no AzureIdentityBinding entitles the pod %s/%s to this identity on node %s: either something other than mic wrote this AzureAssignedIdentity, or its reason ended while mic did not run", a.Spec.PodNamespace, a.Spec.Pod, a.Spec.NodeName)
 	}
 	err := c.Client.Delete(ctx, a, client.Preconditions{UID: &a.UID})
 	if err = assigned.IgnoreGone(err); err != nil {
+		c.deleted.Delete(a.UID)
 		c.Metrics.Kubernetes(metrics.Deletion, time.Now(), err)
 		return fmt.Errorf("deleting AzureAssignedIdentity %s/%s: %w", a.Namespace, a.Name, err)
 	}

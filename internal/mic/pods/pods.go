@@ -54,6 +54,7 @@ type Controller struct {
 	calendars binding.Calendars
 	arrivals  arrivals
 	ours      sync.Map // UIDs of assignments that a binding backed at some time
+	deleted   sync.Map // UIDs of those whose deletion was asked for
 }
 
 // Reconcile brings the assignments of one pod in line. A pod that is gone loses

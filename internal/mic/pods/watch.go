@@ -34,7 +34,7 @@ func (c *Controller) SetUp(m manager.Manager) error {
 		Watches(&corev1.Pod{}, c.podHandler()).
 		Watches(&v1.AzureIdentityBinding{}, handler.EnqueueRequestsFromMapFunc(c.podsOfBinding), builder.WithPredicates(predicate.Funcs{UpdateFunc: specChanged})).
 		Watches(&v1.AzureIdentity{}, handler.EnqueueRequestsFromMapFunc(c.podsOfIdentity), builder.WithPredicates(predicate.Funcs{UpdateFunc: specChanged})).
-		Watches(&v1.AzureAssignedIdentity{}, handler.EnqueueRequestsFromMapFunc(podOfAssigned), builder.WithPredicates(predicate.Funcs{UpdateFunc: assignedChanged})).
+		Watches(&v1.AzureAssignedIdentity{}, handler.EnqueueRequestsFromMapFunc(podOfAssigned), builder.WithPredicates(predicate.Funcs{UpdateFunc: assignedChanged, DeleteFunc: c.forget})).
 		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(c.podsOfNode), builder.WithPredicates(predicate.Funcs{UpdateFunc: nodeChanged}))
 	if c.Requests {
 		b = b.Watches(&lanyard.AccessRequest{}, handler.EnqueueRequestsFromMapFunc(c.podsOfRequest))
@@ -60,6 +60,13 @@ func assignedChanged(e event.UpdateEvent) bool {
 	was, is := e.ObjectOld.(*v1.AzureAssignedIdentity), e.ObjectNew.(*v1.AzureAssignedIdentity)
 	return was.UID != is.UID || was.DeletionTimestamp.IsZero() != is.DeletionTimestamp.IsZero() ||
 		assigned.MachineKey(was) != assigned.MachineKey(is) || !equality.Semantic.DeepEqual(was.Spec, is.Spec)
+}
+
+// forget drops what was noted about an assignment that is gone.
+func (c *Controller) forget(e event.DeleteEvent) bool {
+	c.ours.Delete(e.Object.GetUID())
+	c.deleted.Delete(e.Object.GetUID())
+	return true
 }
 
 func nodeChanged(e event.UpdateEvent) bool {
