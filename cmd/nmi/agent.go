@@ -76,7 +76,7 @@ func (c config) agents(ctx context.Context, kube *rest.Config, ports *sandbox.Ta
 		}},
 		Secrets: core, CrossNamespaceSecrets: c.crossSecrets, AuthorityHosts: list(c.authorities), Resources: list(c.prefetch),
 		Observe: func(o source.Operation) { metrics.Upstream(o.Type, o.Took, o.Err) },
-		Cached:  metrics.Cached, Logger: logger,
+		Cached:  metrics.Cached, Report: a.journal.Credential, Logger: logger,
 	}
 	a.server = &nmi.Server{
 		Tokens: a.source, Metadata: metadata{a.source}, Recorder: a.journal, Upstream: upstream, Transport: transport,

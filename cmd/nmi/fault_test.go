@@ -140,7 +140,7 @@ func (m *machine) apiServer(t *testing.T) {
 	}()
 	t.Cleanup(func() {
 		stop()
-		_ = <-done // closed
+		t.Log("closed:", <-done)
 	})
 	config, err := clientcmd.LoadFromFile(cluster.Kubeconfig(t))
 	must(t, err)
@@ -174,7 +174,7 @@ func (m *machine) metadata(t *testing.T) {
 	go func() { done <- s.Serve(l) }()
 	t.Cleanup(func() {
 		s.Close()
-		_ = <-done // closed
+		t.Log("closed:", <-done)
 	})
 }
 

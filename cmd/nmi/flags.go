@@ -40,6 +40,8 @@ type config struct {
 	port            uint
 	metadataIP      string
 	metadataPort    uint
+	listen6         string
+	metadataIP6     string
 	probePort       uint
 	metricsPort     uint
 	managed         bool
@@ -75,6 +77,8 @@ func parse(args []string, getenv func(string) string, stdout, stderr io.Writer) 
 	f.UintVar(&c.port, "nmi-port", 2579, "port to listen on, for pods and, at 127.0.0.1, for drivers")
 	f.StringVar(&c.metadataIP, "metadata-ip", "169.254.169.254", "address of the metadata service")
 	f.UintVar(&c.metadataPort, "metadata-port", 80, "port of the metadata service")
+	f.StringVar(&c.metadataIP6, "metadata-ipv6", "", "IPv6 `address` that pods of an IPv6 cluster ask instead, such as fd00:ec2::254; it needs --nmi-listen-address-ipv6; empty means that IPv6 is not led")
+	f.StringVar(&c.listen6, "nmi-listen-address-ipv6", "", "IPv6 `address` of this node that --metadata-ipv6 is led to")
 	f.UintVar(&c.probePort, "http-probe-port", 8085, "port of /healthz and /readyz")
 	f.UintVar(&c.metricsPort, "prometheus-port", 9090, "port of /metrics; 0 means none")
 	force, err := strconv.ParseBool(getenv("FORCENAMESPACED"))
@@ -181,6 +185,14 @@ func (c config) check(rest []string) error {
 	if ip, err := netip.ParseAddr(c.metadataIP); err != nil || !ip.Is4() {
 		return fmt.Errorf("--metadata-ip=%s is not an IPv4 address", c.metadataIP)
 	}
+	if (c.metadataIP6 == "") != (c.listen6 == "") && !c.remove {
+		return errors.New("--metadata-ipv6 and --nmi-listen-address-ipv6 belong together: set both, or none")
+	}
+	for name, s := range map[string]string{"metadata-ipv6": c.metadataIP6, "nmi-listen-address-ipv6": c.listen6} {
+		if ip, err := netip.ParseAddr(s); s != "" && (err != nil || !ip.Is6() || ip.Is4In6()) {
+			return fmt.Errorf("--%s=%s is not an IPv6 address", name, s)
+		}
+	}
 	for _, account := range list(c.hostCallers) {
 		if namespace, name, ok := strings.Cut(account, "/"); !ok || namespace == "" || name == "" || strings.Contains(name, "/") {
 			return fmt.Errorf("--host-token-callers: %q is not namespace/name of a service account", account)
@@ -201,6 +213,18 @@ func list(s string) []string {
 		}
 	}
 	return all
+}
+
+// six returns the metadata service's and the agent's IPv6 addresses; zero if
+// IPv6 is not led.
+func (c config) six() (metadata, agent netip.AddrPort) {
+	if c.metadataIP6 != "" {
+		metadata = netip.AddrPortFrom(netip.MustParseAddr(c.metadataIP6), uint16(c.metadataPort))
+	}
+	if c.listen6 != "" {
+		agent = netip.AddrPortFrom(netip.MustParseAddr(c.listen6), uint16(c.port))
+	}
+	return metadata, agent
 }
 
 func (c config) metadata() netip.AddrPort {

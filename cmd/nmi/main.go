@@ -59,7 +59,11 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 
 func (c config) run(ctx context.Context, getenv func(string) string, stdout io.Writer) error {
 	if c.remove {
-		return redirect.Remove(c.metadata())
+		led := []netip.AddrPort{c.metadata()}
+		if six, _ := c.six(); six.IsValid() {
+			led = append(led, six)
+		}
+		return redirect.Remove(led...)
 	}
 	if getenv("GOGC") == "" {
 		debug.SetGCPercent(50) // what lives is caches; most of a request's garbage is small
@@ -96,8 +100,9 @@ func (c config) run(ctx context.Context, getenv func(string) string, stdout io.W
 func (c config) serve(ctx context.Context, kube *rest.Config, address netip.AddrPort, backlog *journal.Backlog, logger *slog.Logger) error {
 	// The rules come first: from here on no pod of this node reaches the
 	// node's own metadata service.
+	metadata6, address6 := c.six()
 	rules := &redirect.Writer{Logger: logger, Rules: redirect.Rules{
-		Metadata: c.metadata(), Agent: address, Guard: c.guard, BlockHost: c.blockHost,
+		Metadata: c.metadata(), Agent: address, Metadata6: metadata6, Agent6: address6, Guard: c.guard, BlockHost: c.blockHost,
 	}}
 	if err := rules.Install(); err != nil {
 		return err
@@ -119,7 +124,7 @@ func (c config) serve(ctx context.Context, kube *rest.Config, address netip.Addr
 		return err
 	}
 	a.metrics.Lost(backlog.Lost, a.journal.Lost)
-	listeners, err := c.listeners(ctx, address)
+	listeners, err := c.listeners(ctx, address, address6)
 	if err != nil {
 		return err
 	}
@@ -142,6 +147,9 @@ func (c config) serve(ctx context.Context, kube *rest.Config, address netip.Addr
 		logger.InfoContext(ctx, "answering pods", "address", address.String(), "node", c.node, "version", version)
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return serve(ctx, listeners.pods, a.server, c.wait) })
+		if listeners.pods6 != nil {
+			g.Go(func() error { return serve(ctx, listeners.pods6, a.server, c.wait) })
+		}
 		if listeners.drivers != nil {
 			g.Go(func() error { return serve(ctx, listeners.drivers, a.host, c.wait) })
 		}
@@ -187,22 +195,34 @@ func (c config) agent(ctx context.Context, getenv func(string) string, kube *res
 	return netip.AddrPortFrom(own.Addr(), uint16(c.port)), err
 }
 
-// listeners are the addresses that are answered at. drivers is nil if nobody
-// may ask there.
-type listeners struct{ pods, drivers net.Listener }
+// listeners are the addresses that are answered at. pods6 is nil if IPv6 is
+// not led, drivers if nobody may ask there.
+type listeners struct{ pods, pods6, drivers net.Listener }
 
-func (c config) listeners(ctx context.Context, address netip.AddrPort) (listeners, error) {
-	var l listeners
-	var err error
+func (c config) listeners(ctx context.Context, address, address6 netip.AddrPort) (l listeners, err error) {
+	defer func() {
+		if err == nil {
+			return
+		}
+		for _, open := range []net.Listener{l.pods, l.pods6, l.drivers} {
+			if open != nil {
+				open.Close()
+			}
+		}
+	}()
 	if l.pods, err = (&net.ListenConfig{}).Listen(ctx, "tcp", address.String()); err != nil {
 		return l, fmt.Errorf("listening for pods: %w", err)
+	}
+	if address6.IsValid() {
+		if l.pods6, err = (&net.ListenConfig{}).Listen(ctx, "tcp6", address6.String()); err != nil {
+			return l, fmt.Errorf("listening for pods over IPv6: %w", err)
+		}
 	}
 	if len(list(c.hostCallers)) == 0 {
 		return l, nil
 	}
 	loopback := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(c.port))
 	if l.drivers, err = (&net.ListenConfig{}).Listen(ctx, "tcp", loopback.String()); err != nil {
-		l.pods.Close()
 		return l, fmt.Errorf("listening for drivers (--host-token-callers= turns this off): %w", err)
 	}
 	return l, nil

@@ -96,6 +96,8 @@ func TestBadInputIsRefusedWithWhatToDo(t *testing.T) {
 		{"managed mode without namespaces", []string{"--node=n", "--operation-mode=managed"}, 2, "--operation-mode=managed needs --forceNamespaced"},
 		{"a mode that does not exist", []string{"--node=n", "--operation-mode=other"}, 2, "use standard or managed"},
 		{"a driver's account without a namespace", []string{"--node=n", "--host-token-callers=csi"}, 2, "is not namespace/name"},
+		{"half of IPv6", []string{"--node=n", "--metadata-ipv6=fd00::1"}, 2, "belong together"},
+		{"an IPv4 address for IPv6", []string{"--node=n", "--metadata-ipv6=10.0.0.1", "--nmi-listen-address-ipv6=fd00::1"}, 2, "--metadata-ipv6=10.0.0.1 is not an IPv6 address"},
 		{"a limit below zero", []string{"--node=n", "--pod-qps=-1"}, 2, "must be limits"},
 		{"no kubeconfig", []string{"--node=n", "--kubeconfig=" + t.TempDir() + "/missing"}, 1, "missing"},
 	} {

@@ -41,6 +41,9 @@ const (
 	ReasonIssued      = "TokenIssued"
 	ReasonRefused     = "TokenRefused"
 	ReasonHostNetwork = "HostNetworkPod"
+
+	ReasonCredentialRefused = "CredentialRefused"
+	ReasonCredentialWorks   = "CredentialWorks"
 )
 
 // controller is the reportingController of our events.
@@ -192,6 +195,30 @@ func (j *Journal) HostNetwork(p binding.Pod, b *v1.AzureIdentityBinding) {
 		return
 	}
 	j.add(k, j.build(bindingReference(b), podReference(p), corev1.EventTypeWarning, ReasonHostNetwork, note, now), now)
+}
+
+// Credential tells on an AzureIdentity that its new credential is refused while
+// the old one serves on, or with a nil error that it works.
+func (j *Journal) Credential(id *v1.AzureIdentity, err error) {
+	now := j.now()
+	kind, reason, note := corev1.EventTypeNormal, ReasonCredentialWorks, "the new credential works on node "+j.Node
+	if err != nil {
+		kind, reason, note = corev1.EventTypeWarning, ReasonCredentialRefused, fmt.Sprintf("the new credential does not work on node %s: %v", j.Node, err)
+	}
+	k := key{identity: id.Namespace + "/" + id.Name, reason: reason, resource: note}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if s := j.series[k]; s != nil {
+		s.count++
+		s.last = now
+		return
+	}
+	if len(j.series) >= maxSeries {
+		j.lost.Add(1)
+		return
+	}
+	of := &corev1.ObjectReference{APIVersion: v1.GroupVersion().String(), Kind: "AzureIdentity", Namespace: id.Namespace, Name: id.Name, UID: id.UID}
+	j.add(k, j.build(of, nil, kind, reason, note, now), now)
 }
 
 func (j *Journal) event(k key, d nmi.Decision, now time.Time) *eventsv1.Event {

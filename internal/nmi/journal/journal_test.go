@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -303,6 +304,9 @@ func TestTheAPIServerTakesTheSeries(t *testing.T) {
 	j.Record(t.Context(), clipped)
 	j.Record(t.Context(), long)
 	j.HostNetwork(long.Pod, long.Binding)
+	own := &v1.AzureIdentity{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "i"}}
+	j.Credential(own, errors.New("AADSTS7000215: Invalid client secret provided"))
+	j.Credential(own, nil)
 	j.write(t.Context(), false)
 	for range 4 {
 		j.Record(t.Context(), clipped)
@@ -321,6 +325,9 @@ func TestTheAPIServerTakesTheSeries(t *testing.T) {
 		if e.Series != nil {
 			n = e.Series.Count
 		}
+		if e.Related == nil {
+			e.Related = &corev1.ObjectReference{}
+		}
 		got[e.Type+" "+e.Reason+" "+e.Regarding.Kind+" "+e.Regarding.Name+" "+e.Related.Kind+" "+e.ReportingController+" "+e.ReportingInstance] = n
 		if e.Reason == ReasonIssued && (!strings.Contains(e.Note, "pod "+namespace+"/p (uid u, service account sa) on node n1 as AzureIdentity ns/i; it expires 2023-11-14T23:13:20Z as reported") || !strings.Contains(e.Note, "valid until 2023-11-15T00:13:20Z")) {
 			t.Errorf("note %q", e.Note)
@@ -331,6 +338,8 @@ func TestTheAPIServerTakesTheSeries(t *testing.T) {
 		"Warning TokenRefused AzureIdentityBinding b Pod " + controller + " n1":   1,
 		"Warning TokenRefused Pod p AzureIdentityBinding " + controller + " n1":   1,
 		"Warning HostNetworkPod AzureIdentityBinding b Pod " + controller + " n1": 1,
+		"Warning CredentialRefused AzureIdentity i  " + controller + " n1":        1,
+		"Normal CredentialWorks AzureIdentity i  " + controller + " n1":           1,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got\n%s", diff)

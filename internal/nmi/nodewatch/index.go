@@ -32,9 +32,9 @@ type indexes struct {
 	byAddress map[netip.Addr][]*entry
 
 	bindings    named[*packedBinding]
-	bySelector  map[string]named[*packedBinding] // those that have one
-	byNamespace map[string]named[*packedBinding] // those without
-	byIdentity  map[name]named[*packedBinding]
+	bySelector  map[string][]*packedBinding // those that have one
+	byNamespace map[string][]*packedBinding // those without
+	byIdentity  map[name][]*packedBinding
 	identities  named[*packedIdentity]
 	assigned    map[name]named[*v1.AzureAssignedIdentity]       // by pod
 	exceptions  map[string]named[*v1.AzurePodIdentityException] // by namespace
@@ -44,8 +44,8 @@ type indexes struct {
 func newIndexes() indexes {
 	return indexes{
 		byUID: map[string]*entry{}, byName: map[name]*entry{}, byAddress: map[netip.Addr][]*entry{},
-		bindings: named[*packedBinding]{}, bySelector: map[string]named[*packedBinding]{}, byNamespace: map[string]named[*packedBinding]{},
-		byIdentity: map[name]named[*packedBinding]{}, identities: named[*packedIdentity]{}, assigned: map[name]named[*v1.AzureAssignedIdentity]{},
+		bindings: named[*packedBinding]{}, bySelector: map[string][]*packedBinding{}, byNamespace: map[string][]*packedBinding{},
+		byIdentity: map[name][]*packedBinding{}, identities: named[*packedIdentity]{}, assigned: map[name]named[*v1.AzureAssignedIdentity]{},
 		exceptions: map[string]named[*v1.AzurePodIdentityException]{}, asked: map[name]named[*lanyard.AccessRequest]{},
 	}
 }
@@ -74,9 +74,9 @@ func may(b *packedBinding, pod binding.Pod) bool {
 
 // look makes the view of a pod. It needs the lock for reading.
 func (w *Watcher) look(pod binding.Pod) *view {
-	matching := slices.Collect(maps.Values(w.byNamespace[pod.Namespace]))
+	matching := slices.Clone(w.byNamespace[pod.Namespace])
 	if label := pod.Labels[v1.BindingLabel]; label != "" {
-		matching = slices.AppendSeq(matching, maps.Values(w.bySelector[label]))
+		matching = append(matching, w.bySelector[label]...)
 	}
 	bindings := make([]*v1.AzureIdentityBinding, 0, len(matching))
 	identities := map[name]*v1.AzureIdentity{}
@@ -208,22 +208,34 @@ func (w *Watcher) putBinding(b *packedBinding) {
 	}
 	w.bindings[b.name] = b
 	if b.selector != "" {
-		set(w.bySelector, b.selector, b.name, b)
+		w.bySelector[b.selector] = append(w.bySelector[b.selector], b)
 	} else {
-		set(w.byNamespace, b.namespace, b.name, b)
+		w.byNamespace[b.namespace] = append(w.byNamespace[b.namespace], b)
 	}
-	set(w.byIdentity, name{b.namespace, b.identity}, b.name, b)
+	id := name{b.namespace, b.identity}
+	w.byIdentity[id] = append(w.byIdentity[id], b)
 	w.touch(func(p binding.Pod) bool { return may(b, p) || old != nil && may(old, p) })
 }
 
 func (w *Watcher) unindex(b *packedBinding) {
 	delete(w.bindings, b.name)
 	if b.selector != "" {
-		unset(w.bySelector, b.selector, b.name)
+		drop(w.bySelector, b.selector, b.name)
 	} else {
-		unset(w.byNamespace, b.namespace, b.name)
+		drop(w.byNamespace, b.namespace, b.name)
 	}
-	unset(w.byIdentity, name{b.namespace, b.identity}, b.name)
+	drop(w.byIdentity, name{b.namespace, b.identity}, b.name)
+}
+
+// drop keeps an index free of empty lists. Most have one element: a map each
+// would be most of what a large cluster's bindings take.
+func drop[K comparable](index map[K][]*packedBinding, k K, n name) {
+	left := slices.DeleteFunc(index[k], func(b *packedBinding) bool { return b.name == n })
+	if len(left) == 0 {
+		delete(index, k)
+		return
+	}
+	index[k] = left
 }
 
 func (w *Watcher) putPod(p *corev1.Pod) {
