@@ -16,7 +16,7 @@ TOOL    := go tool -modfile=go.tools.mod
 
 # The packages that import Kubernetes cost minutes under the race detector: they get it in `make presubmit` only.
 RACE := ./api/workloadidentity ./cmd/workload ./deploy ./internal/azure/... ./internal/azrbac/... ./internal/binding/... ./internal/cloud/... \
-	./internal/entra/... ./internal/imds/... ./internal/lab/image ./internal/lab/netns ./internal/lab/process ./internal/oidc/... ./internal/redirect/... ./internal/token/...
+	./internal/credential/... ./internal/entra/... ./internal/imds/... ./internal/lab/image ./internal/lab/netns ./internal/lab/process ./internal/oidc/... ./internal/redirect/... ./internal/sandbox/... ./internal/token/...
 
 ##@ Start here
 
@@ -33,6 +33,7 @@ test: build ## set up what the tests need and pass every test
 	@.ci/gotest ./...
 	@echo "the same under the race detector, for the packages without Kubernetes imports"
 	@CGO_ENABLED=1 .ci/gotest -race $(RACE)
+	@cd deploy/charts && $(CURDIR)/.ci/gotest ./...
 	@cd lab/kubernetes && $(CURDIR)/.ci/gotest ./...
 
 .PHONY: lab
@@ -71,11 +72,14 @@ bench: build bin/kwok ## measure what the documents state, beside v1 (root)
 .PHONY: lint
 lint: ## check style and find mistakes
 	@$(TOOL) golangci-lint run ./...
-	@cd lab/kubernetes && go tool -modfile=$(CURDIR)/go.tools.mod golangci-lint run --config $(CURDIR)/.golangci.yml ./...
+	@for module in deploy/charts lab/kubernetes; do \
+		(cd $$module && go tool -modfile=$(CURDIR)/go.tools.mod golangci-lint run --config $(CURDIR)/.golangci.yml ./...); \
+	done
 
 .PHONY: generate
-generate: ## write the generated files (deepcopy, CRDs, CLI reference)
+generate: ## write the generated files (deepcopy, CRDs, the chart's copies of them, manifests)
 	@go generate ./...
+	@cd deploy/charts && go generate ./...
 
 .PHONY: verify
 verify: ## fail if a generated or formatted file differs from what is committed

@@ -197,7 +197,7 @@ func (e *Estate) install(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	manifests, err := deploy.Manifests("mic", "nmi", "webhook", "access")
+	manifests, err := deploy.Manifests("access", "mic", "nmi", "webhook")
 	if err != nil {
 		return err
 	}
