@@ -16,6 +16,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	_ "time/tzdata" // schedules name time zones, and the image has no other files
 
 	"github.com/go-logr/logr"
 	"k8s.io/apimachinery/pkg/labels"

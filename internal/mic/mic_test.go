@@ -414,6 +414,20 @@ func TestAMachineThatIsGoneHoldsNothingBack(t *testing.T) {
 	w.await(w.ns, "p", "")
 }
 
+func TestAnIdentityThatIsGoneFromAzureHoldsNothingBack(t *testing.T) {
+	w, c := newWorld(t), &cloud{}
+	w.run(c)
+	_, b := w.bind("i")
+	p := w.pod(w.ns, "p", w.node, w.label("i"))
+	w.await(w.ns, "p", "i=Assigned")
+	c.setRefuse(func(_ context.Context, _ azure.ResourceID, _, remove []azure.ResourceID) error {
+		return &arm.Error{Status: http.StatusBadRequest, Code: "FailedIdentityOperation", Message: fmt.Sprintf("Resource '%s' was not found.", remove)}
+	})
+	w.remove(p)
+	w.await(w.ns, "p", "")
+	w.awaitEvent(b, v1.KindAzureIdentityBinding, "binding remove error", "az identity show --ids")
+}
+
 func TestNodesThatVanishHoldNothingBackAndTheOthersKeepTheirs(t *testing.T) {
 	w, c := newWorld(t), &cloud{}
 	w.bind("i")
@@ -531,7 +545,7 @@ func TestOneReplicaLeadsAndSaysSo(t *testing.T) {
 	}
 	// Scripts of Pod Identity v1 find the leader here.
 	record := func() string {
-		var o corev1.Endpoints
+		var o corev1.Endpoints //nolint:staticcheck // deprecated, and what v1 used
 		if err := w.Get(w.Context(), types.NamespacedName{Namespace: "default", Name: "aad-pod-identity-mic"}, &o); err != nil {
 			return err.Error()
 		}

@@ -85,6 +85,12 @@ func Gone(err error) bool {
 	return errors.As(err, &e) && (e.Status == http.StatusNotFound && !BlamesIdentity(err) || e.Code == codeDeleting)
 }
 
+// IdentityGone reports whether err says that the identity does not exist.
+func IdentityGone(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Code == codeFailedIdentity
+}
+
 // Throttled reports whether err says that the caller makes too many requests,
 // which concerns every machine of the subscription.
 func Throttled(err error) bool {

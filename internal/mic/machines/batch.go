@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
@@ -51,7 +52,9 @@ func (c *Controller) batch(machine azure.ResourceID, m *memory, items []v1.Azure
 	b := &batch{machine: machine, memory: m}
 	byKey := map[string]*entry{}
 	claimed := map[string]bool{}
+	here := make(map[types.UID]bool, len(items))
 	for i := range items {
+		here[items[i].UID] = true
 		a := m.latest(&items[i])
 		for _, text := range claims(a) {
 			claimed[azure.Fold(text)] = true
@@ -102,6 +105,12 @@ func (c *Controller) batch(machine azure.ResourceID, m *memory, items []v1.Azure
 			return a.Status.Status != v1.AssignedIDAssigned || a.Annotations[assigned.AddedAnnotation] == "" || m.there != nil && !m.there[key]
 		})
 	}
+	m.written.Range(func(uid, _ any) bool {
+		if !here[uid.(types.UID)] {
+			m.written.Delete(uid)
+		}
+		return true
+	})
 	for key := range m.refused {
 		if byKey[key] == nil {
 			delete(m.refused, key)

@@ -122,7 +122,11 @@ func (c *Controller) leave(ctx context.Context, b *batch, e *entry, a *v1.AzureA
 	if cause != nil && len(e.wanted) == 0 && !arm.Gone(cause) {
 		_, why := arm.Explain(cause, b.machine, e.id, c.Assignee())
 		c.event(a, corev1.EventTypeWarning, eventRemoveError, "Unassign", why)
-		return nil // the finalizer stays until the identity has left
+		if !arm.IdentityGone(cause) {
+			return nil // the finalizer stays until the identity has left
+		}
+		// What does not exist cannot be used; nothing is gained by waiting for it.
+		return c.release(ctx, b, a)
 	}
 	if b.unclear && len(claims(a)) > 0 {
 		return nil
