@@ -27,6 +27,10 @@ import (
 // standInVerb is how bench starts itself again, as a server in Azure's place.
 const standInVerb = "stand-in"
 
+// quiet is the share of the machine that other programs may have without
+// mention.
+const quiet = 0.05
+
 const usage = `bench measures what the documents promise about speed.
 
   bench                      the whole table, about 10 minutes on 2 cores
@@ -132,9 +136,16 @@ func (s settings) measure(ctx context.Context, stdout, stderr io.Writer) error {
 	r := &bench.Runner{Bin: s.bin, Self: []string{exe, standInVerb}, Quick: s.quick, Step: func(format string, args ...any) {
 		fmt.Fprintf(stderr, "%5.1f s  %s\n", time.Since(started).Seconds(), fmt.Sprintf(format, args...))
 	}}
+	others, err := bench.Others()
+	if err != nil {
+		return err
+	}
 	rows, err := r.Run(ctx, experiments)
 	if err != nil && len(rows) == 0 {
 		return err
+	}
+	if share, err := others(); err == nil && share > quiet {
+		fmt.Fprintf(stderr, "\nOther programs used %.0f %% of this machine meanwhile: times on the wall would be better without them.\n", 100*share)
 	}
 	return errors.Join(s.write(stdout, rows), err, s.verdict(rows))
 }

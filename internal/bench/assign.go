@@ -4,8 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
+	"maps"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -123,14 +124,34 @@ func (r *Runner) assignment(ctx context.Context) (m []Measurement, err error) {
 
 // perPod is what mic wrote for each of n pods.
 func perPod(before, after map[string]int, n int, mic *child) Measurement {
-	count := func(resource string) float64 { return float64(after[resource]-before[resource]) / float64(n) }
-	own := count("azureassignedidentities")
-	note := fmt.Sprintf("events %.2f, other custom resources %.2f, refused %.3f per pod", count("events"),
-		count("azureidentities")+count("azureidentitybindings"), count("azureassignedidentities refused")+count("events refused"))
+	const own = "azureassignedidentities"
+	sum := map[string]float64{} // by resource
+	var verbs, others []string
+	var refused float64
+	for _, key := range slices.Sorted(maps.Keys(after)) {
+		each := float64(after[key]-before[key]) / float64(n)
+		resource, verb, _ := strings.Cut(key, " ")
+		switch {
+		case each == 0 || resource == "pods":
+		case verb == "refused":
+			refused += each
+		default:
+			sum[resource] += each
+			if resource == own {
+				verbs = append(verbs, fmt.Sprintf("%s %.2f", verb, each))
+			}
+		}
+	}
+	for _, resource := range slices.Sorted(maps.Keys(sum)) {
+		if resource != own {
+			others = append(others, fmt.Sprintf("%s %.2f", resource, sum[resource]))
+		}
+	}
+	note := fmt.Sprintf("%s; besides: %s; refused %.2f", strings.Join(verbs, ", "), strings.Join(others, ", "), refused)
 	if used, err := meter.MemoryOf(mic.PID()); err == nil {
 		note += fmt.Sprintf("; mic holds %s (v1: 79 MB), at most %s", megabytes(used.Resident), megabytes(used.Peak))
 	}
-	return Measurement{Row: Row{Name: "api-writes"}, Now: fmt.Sprintf("%.2f", own), Value: own, Ratio: times(v1WritesOfPod, own), OK: own > 0 && own <= v1WritesOfPod, Note: note}
+	return Measurement{Row: Row{Name: "api-writes"}, Now: fmt.Sprintf("%.2f", sum[own]), Value: sum[own], Ratio: times(v1WritesOfPod, sum[own]), OK: sum[own] > 0 && sum[own] <= v1WritesOfPod, Note: note}
 }
 
 // A wave is pods that come and go together.
@@ -294,19 +315,5 @@ func (b *bed) changing(ctx context.Context, machine string) error {
 
 // setLatency says how long changes of one machine take from now on.
 func (b *bed) setLatency(ctx context.Context, machine string, d time.Duration) error {
-	form := url.Values{"machine": {machine}, "latency": {d.String()}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, cloudURL()+standin.LatencyPath, strings.NewReader(form.Encode()))
-	if err != nil {
-		return err
-	}
-	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	res, err := b.outside.Do(req)
-	if err != nil {
-		return err
-	}
-	defer res.Body.Close()
-	if res.StatusCode != http.StatusOK {
-		return fmt.Errorf("setting a latency: %s", res.Status)
-	}
-	return nil
+	return b.post(ctx, cloudURL()+standin.LatencyPath, url.Values{"machine": {machine}, "latency": {d.String()}})
 }

@@ -17,6 +17,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -61,9 +62,6 @@ const (
 	cloudDelay = 100 * time.Millisecond
 	armDelay   = 2 * time.Second
 )
-
-// controllers are those that have a part in what is measured.
-var controllers = []string{"namespace-controller", "serviceaccount-controller", "root-ca-certificate-publisher-controller", "garbage-collector-controller"}
 
 // A bed is a machine with a real API server and a stand-in for the cloud, in a
 // network namespace of its own.
@@ -132,7 +130,8 @@ func (b *bed) startCluster(ctx context.Context) (err error) {
 	b.step("starting a Kubernetes API server")
 	b.control, err = controlplane.Start(ctx, b.ns, controlplane.Config{
 		Kube: filepath.Join(b.Bin, "kube"), Dir: filepath.Join(b.dir, "kube"), Address: netip.AddrPortFrom(nodeAddress, apiPort),
-		Args: []string{"--no-scheduler", "--controllers=" + strings.Join(controllers, ",")},
+		// What is measured has no use for them, and they would share its processors.
+		Args: []string{"--no-scheduler", "--no-controller-manager"},
 	})
 	if err != nil {
 		return err
@@ -142,7 +141,9 @@ func (b *bed) startCluster(ctx context.Context) (err error) {
 		return err
 	}
 	b.config.QPS, b.config.Dial = -1, b.ns.DialContext
-	if b.kube, err = kubernetes.NewForConfig(b.config); err != nil {
+	builtin := rest.CopyConfig(b.config)
+	builtin.ContentType = runtime.ContentTypeProtobuf
+	if b.kube, err = kubernetes.NewForConfig(builtin); err != nil {
 		return err
 	}
 	types := runtime.NewScheme()
@@ -214,7 +215,8 @@ func (b *bed) startCloud(ctx context.Context) error {
 	return err
 }
 
-func cloudURL() string { return "https://" + netip.AddrPortFrom(nodeAddress, cloudPort).String() }
+func cloudHost() string { return netip.AddrPortFrom(nodeAddress, cloudPort).String() }
+func cloudURL() string  { return "https://" + cloudHost() }
 
 func writeCertificate(certFile, keyFile string) (*x509.CertPool, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -330,6 +332,24 @@ func (b *bed) get(ctx context.Context, url string) ([]byte, error) {
 		err = fmt.Errorf("%s answers %s: %.200s", url, res.Status, body)
 	}
 	return body, err
+}
+
+// post sends a form inside the namespace.
+func (b *bed) post(ctx context.Context, to string, form url.Values) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, to, strings.NewReader(form.Encode()))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	res, err := b.outside.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s answers %s", to, res.Status)
+	}
+	return nil
 }
 
 // active waits for v1's word for "ready".

@@ -16,9 +16,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/lanyard-id/lanyard/internal/bench/meter"
 )
 
 // A Row is what is measured, and against what. V1 are the figures of section 9
@@ -61,6 +64,28 @@ type Runner struct {
 	Step  func(format string, args ...any)
 
 	shared *nodeBed // of the experiments with 110 pods
+}
+
+// Others tells how busy other programs kept the machine, as a share of all its
+// processors; it is called once before a run and its result once after.
+func Others() (after func() (share float64, err error), err error) {
+	used := func() (time.Duration, error) {
+		busy, err := meter.Busy()
+		if err != nil {
+			return 0, err
+		}
+		own, err := meter.Own()
+		return busy - own, err
+	}
+	before, err := used()
+	if err != nil {
+		return nil, err
+	}
+	started := time.Now()
+	return func() (float64, error) {
+		now, err := used()
+		return max(0, float64(now-before)/float64(time.Since(started))/float64(runtime.NumCPU())), err
+	}, nil
 }
 
 func (r *Runner) step(format string, args ...any) { r.Step(format, args...) }

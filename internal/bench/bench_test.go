@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -107,9 +109,14 @@ apiserver_request_total{code="200",component="apiserver",dry_run="",group="aadpo
 apiserver_request_total{code="201",component="apiserver",dry_run="",group="",resource="events",scope="resource",subresource="",verb="POST",version="v1"} 7
 apiserver_request_duration_seconds_count{resource="pods",verb="POST"} 5
 `
-	want := map[string]int{"azureassignedidentities": 1400, "azureassignedidentities refused": 3, "events": 7}
-	if diff := cmp.Diff(want, countWrites(text)); diff != "" {
+	want := map[string]int{"azureassignedidentities POST": 200, "azureassignedidentities PATCH": 1200, "azureassignedidentities refused": 3, "events POST": 7}
+	got := countWrites(text)
+	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+	m := perPod(map[string]int{"azureassignedidentities POST": 100}, got, 100, &child{cmd: &exec.Cmd{Process: &os.Process{Pid: os.Getpid()}}})
+	if m.Value != 13 || m.OK || !strings.HasPrefix(m.Note, "PATCH 12.00, POST 1.00; besides: events 0.07; refused 0.03; mic holds ") {
+		t.Errorf("per pod: %+v", m)
 	}
 }
 

@@ -79,7 +79,7 @@ func (b *nodeBed) fill(ctx context.Context) (err error) {
 		}
 		b.pods = append(b.pods, ns)
 	}
-	if err := b.startMetadata(ctx, standin.Config{}); err != nil {
+	if err := b.startMetadata(ctx); err != nil {
 		return err
 	}
 	b.step("creating %d pods with an identity each", podCount)
@@ -134,9 +134,8 @@ func (b *nodeBed) assign(ctx context.Context, n int) error {
 	return errors.Join(t.wait(ctx, time.Minute, n, n), mic.stop(ctx))
 }
 
-func (b *nodeBed) startMetadata(ctx context.Context, c standin.Config) (err error) {
-	c.Listen = metadata.String()
-	b.metadata, err = b.standIn(ctx, "metadata", c)
+func (b *nodeBed) startMetadata(ctx context.Context) (err error) {
+	b.metadata, err = b.standIn(ctx, "metadata", standin.Config{Listen: metadata.String()})
 	return err
 }
 
@@ -152,7 +151,7 @@ func (b *nodeBed) startNMI(ctx context.Context, flags ...string) error {
 	if err != nil {
 		return err
 	}
-	args := append([]string{"--node=" + benchNode, "--kubeconfig=" + kubeconfig}, flags...)
+	args := append([]string{"--node=" + benchNode, "--kubeconfig=" + kubeconfig, "--allowed-authority-hosts=" + cloudHost()}, flags...)
 	b.nmi, err = b.start("nmi", []string{"SSL_CERT_FILE=" + filepath.Join(b.dir, "cloud.crt"), "HOST_IP=" + nodeAddress.String()}, filepath.Join(b.Bin, "nmi"), args...)
 	if err != nil {
 		return err
@@ -175,15 +174,24 @@ func (b *nodeBed) sources() []load.Source {
 	return out
 }
 
-// warm asks once for each source, so that every token is cached.
+// warm asks for each source until it gets its token, as an SDK does, so that
+// every token is cached. An answer's Took is the whole time until then.
 func warm(ctx context.Context, sources []load.Source) ([]load.Answer, error) {
 	answers := make([]load.Answer, len(sources))
-	err := each(ctx, len(sources), func(ctx context.Context, i int) (err error) {
-		answers[i], err = load.Ask(ctx, sources[i], metadata, 15*time.Second)
-		if err == nil && answers[i].Status != http.StatusOK {
-			err = fmt.Errorf("a pod's first request is answered %d: %.400s", answers[i].Status, answers[i].Body)
-		}
-		return err
+	err := each(ctx, len(sources), func(ctx context.Context, i int) error {
+		started := time.Now()
+		return until(ctx, time.Minute, func() error {
+			a, err := load.Ask(ctx, sources[i], metadata, 15*time.Second)
+			if err == nil && a.Status != http.StatusOK {
+				err = fmt.Errorf("a pod's first request is answered %d: %.400s", a.Status, a.Body)
+				if !slices.Contains(retryable, a.Status) {
+					return fatal{err}
+				}
+			}
+			a.Took = time.Since(started)
+			answers[i] = a
+			return err
+		})
 	})
 	return answers, err
 }

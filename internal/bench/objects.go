@@ -236,8 +236,8 @@ func (t *tracker) wait(ctx context.Context, limit time.Duration, assigned, all i
 	}
 }
 
-// writes returns how many writing requests the API server has answered so far,
-// by resource.
+// writes returns how many writing requests the API server has answered so far:
+// see countWrites.
 func (b *bed) writes(ctx context.Context) (map[string]int, error) {
 	text, err := b.kube.CoreV1().RESTClient().Get().AbsPath("/metrics").Do(ctx).Raw()
 	if err != nil {
@@ -247,6 +247,8 @@ func (b *bed) writes(ctx context.Context) (map[string]int, error) {
 }
 
 // countWrites reads apiserver_request_total in the text format of Prometheus.
+// The keys are "azureassignedidentities PATCH", and "refused" in place of the
+// verb for what was not granted.
 func countWrites(text string) map[string]int {
 	out := map[string]int{}
 	for line := range strings.Lines(text) {
@@ -261,11 +263,11 @@ func countWrites(text string) map[string]int {
 		}
 		switch label(labels, "verb") {
 		case http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, "APPLY":
-			if code := label(labels, "code"); strings.HasPrefix(code, "2") {
-				out[label(labels, "resource")] += int(n)
-			} else {
-				out[label(labels, "resource")+" refused"] += int(n)
+			kind := label(labels, "verb")
+			if !strings.HasPrefix(label(labels, "code"), "2") {
+				kind = "refused"
 			}
+			out[label(labels, "resource")+" "+kind] += int(n)
 		}
 	}
 	return out

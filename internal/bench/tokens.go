@@ -3,6 +3,7 @@ package bench
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -83,6 +84,10 @@ func (r *Runner) servicePrincipal(ctx context.Context) ([]Measurement, error) {
 	if err != nil {
 		return nil, err
 	}
+	before, err := b.stats(ctx)
+	if err != nil {
+		return nil, err
+	}
 	b.step("creating %d service principals", callers)
 	err = each(ctx, callers, func(ctx context.Context, i int) error {
 		n := firstPrincipal + i
@@ -107,10 +112,6 @@ func (r *Runner) servicePrincipal(ctx context.Context) ([]Measurement, error) {
 	sources := make([]load.Source, callers)
 	for i := range sources {
 		sources[i] = b.source(i, firstPrincipal+i, armResource)
-	}
-	before, err := b.stats(ctx)
-	if err != nil {
-		return nil, err
 	}
 	first, err := warm(ctx, sources)
 	if err != nil {
@@ -161,18 +162,21 @@ func (r *Runner) upstreamDead(ctx context.Context) (_ []Measurement, err error) 
 	if _, err := warm(ctx, b.sources()); err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, b.revive(context.WithoutCancel(ctx))) }()
+	defer func() {
+		err = errors.Join(err, b.revive(context.WithoutCancel(ctx), "https://after-all.example/"))
+	}()
 	var unknown, known slowest
 	for _, way := range []struct {
 		name string
 		kill func() error
 	}{
 		{"refuses", func() error { return endChild(ctx, b.metadata) }},
-		{"vanishes", func() error { return b.vanish(true) }},
-		{"hangs", func() error {
-			return errors.Join(b.vanish(false), b.startMetadata(ctx, standin.Config{Hang: true}))
-		}},
+		{"vanishes", func() error { return errors.Join(b.vanish(true), endChild(ctx, b.metadata)) }},
+		{"hangs", func() error { return b.post(ctx, "http://"+metadata.String()+standin.HangPath, nil) }},
 	} {
+		if err := b.revive(ctx, "https://before-it-"+way.name+".example/"); err != nil {
+			return nil, err
+		}
 		b.step("the metadata service %s", way.name)
 		if err := way.kill(); err != nil {
 			return nil, err
@@ -199,6 +203,12 @@ func (s *slowest) note(way string, a load.Answer, err error, good bool) {
 	s.took = max(s.took, a.Took)
 	s.bad = s.bad || err != nil || !good || a.Took > time.Second
 	said := fmt.Sprintf("%s: %d after %s", way, a.Status, brief(a.Took))
+	var why struct {
+		Description string `json:"error_description"`
+	}
+	if a.Status != http.StatusOK && json.Unmarshal(a.Body, &why) == nil {
+		said += fmt.Sprintf(" (%s)", why.Description)
+	}
 	if err != nil {
 		said = fmt.Sprintf("%s: no answer for %s", way, brief(a.Took))
 	}
@@ -232,13 +242,14 @@ func (b *nodeBed) vanish(gone bool) error {
 	})
 }
 
-// revive brings the metadata service back, and nmi to a state that knows
-// nothing of its death.
-func (b *nodeBed) revive(ctx context.Context) error {
-	if err := errors.Join(b.vanish(false), b.metadata.stop(ctx)); err != nil {
+// revive brings the metadata service back, and waits until nmi gives tokens
+// again that it cannot have known.
+func (b *nodeBed) revive(ctx context.Context, resource string) error {
+	if err := errors.Join(b.vanish(false), b.metadata.stop(ctx), b.startMetadata(ctx)); err != nil {
 		return err
 	}
-	return errors.Join(b.startMetadata(ctx, standin.Config{}), b.startNMI(ctx))
+	_, err := warm(ctx, []load.Source{b.source(20, 21, resource)})
+	return err
 }
 
 func manyIdentities() Experiment {

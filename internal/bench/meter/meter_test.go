@@ -102,3 +102,23 @@ func TestPercentiles(t *testing.T) {
 		}
 	}
 }
+
+func TestTheMachinesProcessorTimeIsFound(t *testing.T) {
+	got, err := parseBusy([]byte("cpu  100 20 30 9000 800 4 6 77 0 0\ncpu0 1 1 1 1 1 1 1\n"))
+	if err != nil || got != 1600*time.Millisecond {
+		t.Errorf("%s, %v", got, err)
+	}
+	for _, text := range []string{"", "cpu 1 2", "cpu0 1 2 3 4 5 6 7", "cpu x 2 3 4 5 6 7"} {
+		if got, err := parseBusy([]byte(text)); err == nil {
+			t.Errorf("%q is %s", text, got)
+		}
+	}
+	busy, err := Busy()
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := Own()
+	if err != nil || own <= 0 || own > busy {
+		t.Errorf("this process has used %s of %s, %v", own, busy, err)
+	}
+}

@@ -19,9 +19,10 @@ const (
 	Group        = "bench"
 )
 
-// statsPath tells what was asked so far; latencyPath sets the latency of
-// changes to one machine. They are the benchmark's own.
+// Paths of the benchmark's own: StatsPath tells what was asked so far,
+// LatencyPath sets the latency of changes to one machine.
 const (
+	HangPath    = "/bench/hang"
 	StatsPath   = "/bench/stats"
 	LatencyPath = "/bench/latency"
 )

@@ -23,7 +23,6 @@ import (
 type Config struct {
 	Listen   string // host:port
 	Latency  time.Duration
-	Hang     bool   // metadata: accept requests and never answer
 	Answer   string // bare: file with the answer, see Recorded
 	Cert     string // cloud: file with the certificate
 	Key      string // cloud: file with its key
@@ -34,8 +33,7 @@ type Config struct {
 // Args is the command line that Main reads.
 func (c Config) Args(kind string) []string {
 	return []string{
-		kind, "--listen=" + c.Listen, "--latency=" + c.Latency.String(), fmt.Sprintf("--hang=%t", c.Hang),
-		"--answer=" + c.Answer, "--cert=" + c.Cert, "--key=" + c.Key, "--base-url=" + c.BaseURL, "--arm-latency=" + c.ARMDelay.String(),
+		kind, "--listen=" + c.Listen, "--latency=" + c.Latency.String(), "--answer=" + c.Answer, "--cert=" + c.Cert, "--key=" + c.Key, "--base-url=" + c.BaseURL, "--arm-latency=" + c.ARMDelay.String(),
 	}
 }
 
@@ -50,7 +48,6 @@ func Main(ctx context.Context, args []string, stdout io.Writer) error {
 	f.SetOutput(io.Discard)
 	f.StringVar(&c.Listen, "listen", "", "")
 	f.DurationVar(&c.Latency, "latency", 0, "")
-	f.BoolVar(&c.Hang, "hang", false, "")
 	f.StringVar(&c.Answer, "answer", "", "")
 	f.StringVar(&c.Cert, "cert", "", "")
 	f.StringVar(&c.Key, "key", "", "")

@@ -74,8 +74,11 @@ func TestMetadataGivesEachIdentityATokenOfItsOwn(t *testing.T) {
 }
 
 func TestMetadataCanHang(t *testing.T) {
-	c := &imds.Client{BaseURL: serve(t, Config{Hang: true}.metadata())}
+	c := &imds.Client{BaseURL: serve(t, Config{}.metadata())}
 	t.Cleanup(c.CloseIdleConnections)
+	if status, _ := send(t, http.MethodPost, c.BaseURL+HangPath, ""); status != http.StatusOK {
+		t.Fatalf("telling it to hang: %d", status)
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := c.Token(ctx, token.Request{Resource: "r", ClientID: ClientID(1)}); err == nil || ctx.Err() == nil {

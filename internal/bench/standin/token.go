@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -64,11 +65,14 @@ func Mark(n int) []byte {
 // MarkText is Mark as it stands in a token.
 func MarkText(n int) []byte { return []byte(base64.RawURLEncoding.EncodeToString(Mark(n))) }
 
-// metadata answers the token endpoint of an instance metadata service.
+// metadata answers the token endpoint of an instance metadata service. HangPath
+// makes it accept requests and never answer them.
 func (c Config) metadata() http.Handler {
 	mux := http.NewServeMux()
+	var hang atomic.Bool
+	mux.HandleFunc("POST "+HangPath, func(_ http.ResponseWriter, _ *http.Request) { hang.Store(true) })
 	mux.HandleFunc("GET /metadata/identity/oauth2/token", func(w http.ResponseWriter, r *http.Request) {
-		if c.Hang {
+		if hang.Load() {
 			<-r.Context().Done()
 			return
 		}
