@@ -4,8 +4,9 @@
 //
 //	workload imds   asks the instance metadata service, as curl in a script would
 //	workload sdk    uses azidentity.DefaultAzureCredential without any option
+//	workload watch  asks the instance metadata service again and again and tells of each answer
 //
-// It prints one line of JSON (see report) and exits with 0 if the secret was
+// But for watch, it prints one line of JSON (see report) and exits with 0 if the secret was
 // read, 1 if not and 2 if it was called wrongly. It never prints a token.
 package main
 
@@ -29,10 +30,14 @@ func main() {
 	os.Exit(code)
 }
 
+const metadataURL = "http://169.254.169.254/metadata/identity/oauth2/token/"
+
 const usage = `usage: workload imds|sdk --vault URL --secret NAME [flags]
+       workload watch [flags]
 
   imds   get the token from the instance metadata service, as a script would
   sdk    get the token with DefaultAzureCredential
+  watch  ask the metadata service for a token again and again, one line of JSON each
 
 workload VERB --help lists the flags.
 `
@@ -53,6 +58,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprint(stderr, usage)
 		return 2
 	}
+	if args[0] == "watch" {
+		return watch(ctx, args[1:], stdout, stderr)
+	}
 	o := options{stderr: stderr}
 	flags := flag.NewFlagSet("workload "+args[0], flag.ContinueOnError)
 	flags.SetOutput(stderr)
@@ -65,7 +73,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	var work func(context.Context, options, *report) error
 	switch args[0] {
 	case "imds":
-		flags.StringVar(&o.URL, "url", "http://169.254.169.254/metadata/identity/oauth2/token/", "token endpoint of the metadata service")
+		flags.StringVar(&o.URL, "url", metadataURL, "token endpoint of the metadata service")
 		flags.StringVar(&o.Resource, "resource", "https://vault.azure.net", "resource to get a token for")
 		work = imds
 	case "sdk":
