@@ -33,6 +33,9 @@ const (
 // looked at for one that is Assigned.
 const siblings = 8
 
+// madeLimit is how long the cache may take to hear of an assignment.
+const madeLimit = time.Minute
+
 // keep decides about an assignment that exists: it stays, is brought up to
 // date, or goes.
 func (c *Controller) keep(ctx context.Context, pod binding.Pod, a *v1.AzureAssignedIdentity, bound []binding.Bound, at place) error {
@@ -128,6 +131,10 @@ func (c *Controller) want(ctx context.Context, pod binding.Pod, b binding.Bound,
 			return nil // if it is on its way out, its end brings us back
 		}
 	}
+	key := madeKey{types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name}, types.NamespacedName{Namespace: b.Identity.Namespace, Name: b.Identity.Name}}
+	if since, made := c.made.Load(key); made && c.now().Sub(since.(time.Time)) < madeLimit {
+		return nil // the cache is a little behind; the watch brings us back
+	}
 	a, err := c.assignment(ctx, pod, b, at)
 	if err != nil {
 		return err
@@ -139,6 +146,7 @@ func (c *Controller) want(ctx context.Context, pod binding.Pod, b binding.Bound,
 		try := a.DeepCopy()
 		try.Name = name
 		start := time.Now()
+		c.made.Store(key, c.now()) // before the watch can bring it
 		err := c.Client.Create(ctx, try)
 		if err == nil {
 			c.ours.Store(try.UID, struct{}{})
@@ -146,6 +154,7 @@ func (c *Controller) want(ctx context.Context, pod binding.Pod, b binding.Bound,
 			c.logger().InfoContext(ctx, "assignment created", "pod", pod.Name, "namespace", pod.Namespace, "identity", b.Identity.Name, "node", pod.Node, "assignment", name, "status", try.Status.Status)
 			return nil
 		}
+		c.made.Delete(key)
 		if !apierrors.IsAlreadyExists(err) {
 			c.Metrics.Kubernetes(metrics.Addition, start, err)
 			return fmt.Errorf("creating AzureAssignedIdentity %s/%s: %w", a.Namespace, name, err)

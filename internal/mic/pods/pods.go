@@ -55,6 +55,7 @@ type Controller struct {
 	arrivals  arrivals
 	ours      sync.Map // UIDs of assignments that a binding backed at some time
 	deleted   sync.Map // UIDs of those whose deletion was asked for
+	made      sync.Map // madeKey of those that were created and that the cache has not heard of
 }
 
 // Reconcile brings the assignments of one pod in line. A pod that is gone loses

@@ -34,7 +34,7 @@ func (c *Controller) SetUp(m manager.Manager) error {
 		Watches(&corev1.Pod{}, c.podHandler()).
 		Watches(&v1.AzureIdentityBinding{}, handler.EnqueueRequestsFromMapFunc(c.podsOfBinding), builder.WithPredicates(predicate.Funcs{UpdateFunc: specChanged})).
 		Watches(&v1.AzureIdentity{}, handler.EnqueueRequestsFromMapFunc(c.podsOfIdentity), builder.WithPredicates(predicate.Funcs{UpdateFunc: specChanged})).
-		Watches(&v1.AzureAssignedIdentity{}, handler.EnqueueRequestsFromMapFunc(podOfAssigned), builder.WithPredicates(predicate.Funcs{UpdateFunc: assignedChanged, DeleteFunc: c.forget})).
+		Watches(&v1.AzureAssignedIdentity{}, handler.EnqueueRequestsFromMapFunc(c.podOfAssigned), builder.WithPredicates(predicate.Funcs{UpdateFunc: assignedChanged, DeleteFunc: c.forget})).
 		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(c.podsOfNode), builder.WithPredicates(predicate.Funcs{UpdateFunc: nodeChanged}))
 	if c.Requests {
 		b = b.Watches(&lanyard.AccessRequest{}, handler.EnqueueRequestsFromMapFunc(c.podsOfRequest))
@@ -73,7 +73,13 @@ func nodeChanged(e event.UpdateEvent) bool {
 	return e.ObjectOld.(*corev1.Node).Spec.ProviderID != e.ObjectNew.(*corev1.Node).Spec.ProviderID
 }
 
-func podOfAssigned(_ context.Context, o client.Object) []reconcile.Request {
+// A madeKey names the assignment of an identity to a pod.
+type madeKey struct{ pod, identity types.NamespacedName }
+
+func (c *Controller) podOfAssigned(_ context.Context, o client.Object) []reconcile.Request {
+	if ref := o.(*v1.AzureAssignedIdentity).Spec.AzureIdentityRef; ref != nil {
+		c.made.Delete(madeKey{assigned.Pod(o.(*v1.AzureAssignedIdentity)), types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}})
+	}
 	return []reconcile.Request{{NamespacedName: assigned.Pod(o.(*v1.AzureAssignedIdentity))}}
 }
 
