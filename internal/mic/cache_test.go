@@ -36,7 +36,7 @@ func TestTenThousandPodsTakeLittleMemory(t *testing.T) {
 				Labels:          map[string]string{"app": "frontend", "pod-template-hash": "6c8d9f7b54", "team": "shop", "aadpodidbinding": "frontend"},
 				Annotations:     map[string]string{"a": strings.Repeat("x", 500)},
 				OwnerReferences: []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "frontend-6c8d9f7b54", UID: "1"}},
-				ManagedFields:   []metav1.ManagedFieldsEntry{{Manager: "m", FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:a":"` + strings.Repeat("x", 1000) + `"}`)}}},
+				ManagedFields:   []metav1.ManagedFieldsEntry{{Manager: "m", FieldsV1: metav1.NewFieldsV1(`{"f:a":"` + strings.Repeat("x", 1000) + `"}`)}},
 			},
 			Spec:   corev1.PodSpec{NodeName: fmt.Sprint("node-", i/30), ServiceAccountName: "frontend", Containers: containers},
 			Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "10.0.0.1", Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}},
