@@ -77,6 +77,11 @@ func (s *Server) get(ctx context.Context, q request) (Decision, []token.Token, e
 		s.Recorder.Record(ctx, d)
 		return d, nil, failure
 	}
+	// The token may have taken seconds, and the pod may have ended meanwhile:
+	// then its address is the next pod's.
+	if pod, err := s.Node.Pod(q.who); err != nil || pod.UID != d.Pod.UID {
+		return d, nil, s.refuse(ctx, d, q, s.nobody(q, &UnknownPodError{Who: q.who, Why: "the pod that asked had it no more when the token came"}))
+	}
 	d.Issued, d.TokenExpires = true, tokens[0].ExpiresOn
 	for _, t := range tokens {
 		if t.ExpiresOn.Before(d.TokenExpires) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
+	"github.com/lanyard-id/lanyard/internal/binding"
 	"github.com/lanyard-id/lanyard/internal/imds"
 	"github.com/lanyard-id/lanyard/internal/token"
 )
@@ -85,6 +87,49 @@ func TestWaitsHaveTheirLimits(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// A slow source gives tokens after something has happened.
+type slow struct {
+	*azure
+	meanwhile func()
+}
+
+func (s slow) Tokens(ctx context.Context, id *v1.AzureIdentity, resource string) ([]token.Token, error) {
+	s.meanwhile()
+	return s.azure.Tokens(ctx, id, resource)
+}
+
+func (s slow) Token(ctx context.Context, r token.Request) (token.Token, error) {
+	s.meanwhile()
+	return s.azure.Token(ctx, r)
+}
+
+func TestATokenThatComesForAPodThatIsNoMoreGoesToNobody(t *testing.T) {
+	next := *newFakeNode().pod
+	next.UID = "next"
+	for name, pod := range map[string]*binding.Pod{"the address is another pod's": &next, "nobody has the address": nil} {
+		for _, excepted := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, excepted %v", name, excepted), func(t *testing.T) {
+				f := newFixture(t)
+				if excepted {
+					f.node.exceptions = []*v1.AzurePodIdentityException{{ObjectMeta: metav1.ObjectMeta{Namespace: "default"}, Spec: v1.AzurePodIdentityExceptionSpec{PodLabels: f.node.pod.Labels}}}
+				}
+				source := slow{f.azure, func() { f.node.change(func() { f.node.pod = pod }) }}
+				f.Tokens, f.Metadata = source, source
+				res, body := f.get(t, tokenQuery)
+				if res.StatusCode != http.StatusInternalServerError || strings.Contains(body, "access_token") {
+					t.Errorf("%s: %s", res.Status, body)
+				}
+				if len(f.azure.asked)+len(f.azure.passed) != 1 {
+					t.Error("no token was asked for")
+				}
+				if all := f.recorded.all(); len(all) != 1 || all[0].Issued || all[0].Reason != "UnknownPod" || all[0].Pod.UID != "u" {
+					t.Errorf("recorded %+v", all)
+				}
+			})
+		}
 	}
 }
 
