@@ -276,6 +276,10 @@ func (s *Server) upstream() http.Handler {
 			Rewrite: func(p *httputil.ProxyRequest) {
 				p.Out.URL.Scheme, p.Out.URL.Host = s.Upstream.Scheme, s.Upstream.Host
 				p.Out.Host = s.Upstream.Host
+				// After a change of protocols (such as h2c) nobody would look at
+				// the paths of further requests.
+				p.Out.Header.Del("Connection")
+				p.Out.Header.Del("Upgrade")
 			},
 			Transport: transport,
 			ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {

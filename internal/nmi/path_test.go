@@ -128,6 +128,33 @@ func TestOtherMetadataPathsReachTheMetadataServiceAsTheyAre(t *testing.T) {
 	}
 }
 
+// After 101 the two ends speak what they like: a metadata service that took the
+// upgrade would answer for the token path as well.
+func TestNoChangeOfProtocolsReachesTheMetadataService(t *testing.T) {
+	for _, protocol := range []string{"h2c", "websocket"} {
+		t.Run(protocol, func(t *testing.T) {
+			f := newFixture(t)
+			upgrades := make(chan string, 1)
+			f.Transport.(*http.Transport).DisableKeepAlives = true
+			upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				upgrades <- r.Header.Get("Upgrade") + r.Header.Get("Http2-Settings")
+				w.Header().Set("Connection", "Upgrade")
+				w.Header().Set("Upgrade", protocol)
+				w.WriteHeader(http.StatusSwitchingProtocols)
+			}))
+			defer upstream.Close()
+			f.Upstream.Host = strings.TrimPrefix(upstream.URL, "http://")
+			status, _ := f.raw(t, "GET /metadata/instance?api-version=2021-02-01 HTTP/1.1", "Connection: Upgrade, HTTP2-Settings", "Upgrade: "+protocol, "HTTP2-Settings: AAMAAABkAAQAAP__")
+			if status != http.StatusBadGateway {
+				t.Errorf("status %d", status)
+			}
+			if got := <-upgrades; got != "" {
+				t.Errorf("the metadata service was asked to change to %q", got)
+			}
+		})
+	}
+}
+
 // FuzzRouting sends paths as they are: what reaches the metadata service must
 // not read as a path below /metadata/identity, however it is decoded.
 func FuzzRouting(f *testing.F) {
