@@ -84,7 +84,9 @@ func (w *Watcher) behind(e *entry, a netip.Addr) string {
 		case !port.Since.After(w.config.Began):
 			may = e.ends.IsZero()
 		default:
-			may = since
+			// A former pod may have started in the second in which this port
+			// appeared: one that is being deleted is not believed.
+			may = since && (e.ends.IsZero() || e.facts.started.After(port.Since))
 		}
 		if may {
 			e.facts.ties[i].CompareAndSwap(was, &tied{port.Generation, e.facts.started})

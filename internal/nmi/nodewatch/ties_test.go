@@ -125,6 +125,8 @@ func TestWhoIsBehindAnAddress(t *testing.T) {
 		{"the former while it is deleted, with a container that was restarted", []step{plug(1), say(report("p", a, at(2))), plug(10), say(report("p", a, at(11), deleting))}, "newer than what is known"},
 		{"a sandbox that was made anew", []step{plug(1), say(report("p", a, at(2))), plug(10), say(report("p", a, at(11)))}, "p"},
 		{"a sandbox that was made anew within a second", []step{plug(1), say(report("p", a, at(2))), plug(10.1), say(report("p", a, at(10.3)))}, "p"},
+		{"a former that came and went within the second of the next port", []step{plug(1.6), plug(1.9), say(report("p", a, at(1.7), deleting))}, "newer than what is known"},
+		{"a pod that is deleted before it was reported, but started after its port appeared", []step{plug(1), say(report("p", a, at(2.6), deleting))}, "p"},
 		{"a former that was started in the second in which it ended", []step{plug(9.6), say(report("p", a, at(9.7))), plug(10.1)}, "newer than what is known"},
 		{"a pod that is deleted and still there", []step{plug(1), say(report("p", a, at(2))), say(report("p", a, at(2), deleting))}, "p"},
 		{"a pod whose time is over", []step{plug(1), say(report("p", a, at(2), func(p *corev1.Pod) { p.DeletionTimestamp = &metav1.Time{Time: at(3)} }))}, "no running pod"},
