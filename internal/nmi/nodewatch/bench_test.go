@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
+	"github.com/lanyard-id/lanyard/internal/binding"
 	"github.com/lanyard-id/lanyard/internal/imds"
 	"github.com/lanyard-id/lanyard/internal/nmi"
 	"github.com/lanyard-id/lanyard/internal/nmi/journal"
@@ -253,6 +254,29 @@ func TestWhatIsHeldIsSlim(t *testing.T) {
 }
 
 // A change wakes those whom it concerns and nobody else.
+// A request that has read its pod before a label changed must not leave what it
+// sees behind for the requests after it.
+func TestAnOldPodLeavesNoViewForTheNewOne(t *testing.T) {
+	w := empty(Config{Node: "n1"})
+	labelled := func(label string) binding.Pod {
+		p := report("0", a, time.Time{})
+		p.Labels = map[string]string{v1.BindingLabel: label}
+		w.put(p)
+		pod, err := w.Pod(nmi.Who{UID: "0"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pod
+	}
+	w.put(slimmed(t, bindingOf(1)))
+	old := labelled("other")
+	now := labelled("app-1")
+	w.World(old)
+	if world, _ := w.World(now); len(world.Bindings) != 1 {
+		t.Errorf("the pod has %d bindings", len(world.Bindings))
+	}
+}
+
 func TestAChangeWakesOnlyWhomItConcerns(t *testing.T) {
 	s := crowd(t, 200)
 	w := s.Node.(*Watcher)

@@ -93,6 +93,7 @@ func (w *Watcher) look(pod binding.Pod) *view {
 		world: binding.World{
 			Bindings: bindings, Assigned: slices.Collect(maps.Values(w.assigned[name{pod.Namespace, pod.Name}])), Requests: requests,
 			Identity:        func(ns, n string) *v1.AzureIdentity { return identities[name{ns, n}] },
+			Calendars:       &w.calendars,
 			ForceNamespaced: w.config.ForceNamespaced, Managed: w.config.Managed,
 		},
 		exceptions: slices.Collect(maps.Values(w.exceptions[pod.Namespace])),

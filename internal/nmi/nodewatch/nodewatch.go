@@ -59,6 +59,8 @@ type Watcher struct {
 	config Config
 	cache  cache.Cache
 
+	calendars binding.Calendars
+
 	mu sync.RWMutex
 	indexes
 	waiters  map[*waiter]struct{}
@@ -307,9 +309,13 @@ func (w *Watcher) World(pod binding.Pod) (binding.World, []*v1.AzurePodIdentityE
 			return v.world, v.exceptions
 		}
 	}
-	v := w.look(pod)
+	var v *view
 	if e != nil {
+		// Of the pod as it is now: the caller's may be from before a change.
+		v = w.look(e.pod)
 		e.view.Store(v) // under the read lock: a change that drops it comes after
+	} else {
+		v = w.look(pod)
 	}
 	w.mu.RUnlock()
 	return v.world, v.exceptions
