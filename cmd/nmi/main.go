@@ -18,6 +18,7 @@ import (
 	"runtime/debug"
 	"syscall"
 	"time"
+	_ "time/tzdata" // schedules name time zones, and the image has no other files
 
 	"github.com/go-logr/logr"
 	"golang.org/x/sync/errgroup"
