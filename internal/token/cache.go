@@ -43,6 +43,12 @@ type Cache[K comparable] struct {
 	// nil means that there is but one.
 	Upstream func(K) string
 
+	// Group names whom keys belong to; nil means that nobody's are counted. A
+	// group has GroupMax fetches for keys without a token at a time, so that one
+	// who asks for ever new keys leaves turns and memory to the others.
+	Group    func(K) string
+	GroupMax int
+
 	Concurrency int           // fetches of one upstream at a time; 0 means DefaultConcurrency
 	Rate        float64       // fetches of one upstream a second; 0 means without limit
 	Patience    time.Duration // how long a caller without a token waits; 0 means DefaultPatience
@@ -59,6 +65,7 @@ type Cache[K comparable] struct {
 	entries   map[K]*entry[K]
 	upstreams map[string]*upstream
 	flights   map[*flight]struct{}
+	flying    map[string]int // flights by group
 	closed    bool
 	running   sync.WaitGroup
 }
@@ -68,6 +75,8 @@ type Failure struct {
 	// Permanent: asking again changes nothing until somebody changes something.
 	Permanent bool
 	// RetryAfter is what the upstream asked for; zero means that it did not say.
+	// Two minutes are the most that is honoured: an answer that asks for an hour
+	// must not take every pod's identity away for that long.
 	RetryAfter time.Duration
 	// Everyone: the upstream is not to be asked for other keys either until
 	// RetryAfter is over (one second, growing, if that is zero).
@@ -85,6 +94,9 @@ const usedGrain = time.Second
 
 // ErrPending says that the upstream has not answered yet.
 var ErrPending = errors.New("the upstream has not answered yet")
+
+// errCrowded answers when a group has all of its fetches under way.
+var errCrowded = errors.New("too many tokens of this identity are being fetched")
 
 // errClosed answers after Run has ended.
 var errClosed = errors.New("the token cache is closed")
@@ -169,14 +181,14 @@ func (c *Cache[K]) await(ctx context.Context, k K) (Token, error) {
 	}
 	f, err := c.launch(ctx, e)
 	e.mu.Unlock()
-	switch {
-	case err != nil:
-		return Token{}, err
-	case current:
+	if current || err != nil && h != nil {
 		c.hit()
 		return h.token, nil
 	}
 	c.miss()
+	if err != nil {
+		return Token{}, err
+	}
 	patience := c.patience()
 	if h != nil {
 		patience -= mono.Sub(f.started) // those who have an old token do not wait anew
@@ -248,7 +260,15 @@ func (c *Cache[K]) launch(ctx context.Context, e *entry[K]) (*flight, error) {
 		cancel()
 		return nil, &Unavailable{RetryAfter: time.Second, Err: errClosed}
 	}
+	if e.held.Load() == nil && c.crowded(e.key) {
+		c.mu.Unlock()
+		cancel()
+		return nil, &Unavailable{RetryAfter: time.Second, Err: errCrowded}
+	}
 	c.flights[f] = struct{}{}
+	if c.Group != nil {
+		c.flying[c.Group(e.key)]++
+	}
 	c.running.Add(1)
 	c.mu.Unlock()
 	e.flight = f
@@ -263,6 +283,7 @@ func (c *Cache[K]) fly(ctx context.Context, e *entry[K], f *flight) {
 	f.token, f.err = c.fetch(ctx, e)
 	if f.err != nil {
 		f.failure = c.judge(f.err)
+		f.failure.RetryAfter = min(f.failure.RetryAfter, longestPause)
 		e.upstream.failed(f.err, f.failure)
 	} else {
 		e.upstream.succeeded()
@@ -276,7 +297,18 @@ func (c *Cache[K]) fly(ctx context.Context, e *entry[K], f *flight) {
 	close(f.done)
 	c.mu.Lock()
 	delete(c.flights, f)
+	if c.Group != nil {
+		g := c.Group(e.key)
+		if c.flying[g]--; c.flying[g] == 0 {
+			delete(c.flying, g)
+		}
+	}
 	c.mu.Unlock()
+}
+
+// crowded reports whether a key's group has no fetch left. c.mu is held.
+func (c *Cache[K]) crowded(k K) bool {
+	return c.Group != nil && c.GroupMax > 0 && c.flying[c.Group(k)] >= c.GroupMax
 }
 
 func (c *Cache[K]) fetch(ctx context.Context, e *entry[K]) (Token, error) {

@@ -268,3 +268,63 @@ func TestClockJumps(t *testing.T) {
 		})
 	}
 }
+
+func TestWhoAsksForEverNewKeysLeavesTheOthersTheirTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		up := &issuer{lifetime: time.Hour, took: 100 * time.Millisecond}
+		c := &token.Cache[string]{Fetch: up.fetch, Group: func(k string) string { return k[:1] }, GroupMax: 8, Max: 64}
+		if _, err := c.Token(t.Context(), "v-held"); err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		var flood sync.WaitGroup
+		var crowded atomic.Int64
+		for i := range 100 {
+			flood.Go(func() {
+				for n := 0; ctx.Err() == nil; n++ {
+					if _, err := c.Token(ctx, fmt.Sprint("attacker-", i, "-", n)); err != nil && ctx.Err() == nil {
+						unavailable(t, err)
+						crowded.Add(1)
+						pass(10 * time.Millisecond)
+					}
+				}
+			})
+		}
+		pass(time.Second)
+		for _, k := range []string{"v-held", "v-new", "w-new"} {
+			if _, err := c.Token(t.Context(), k); err != nil {
+				t.Errorf("%s: %v", k, err)
+			}
+		}
+		if n := c.Len(); n > 64 {
+			t.Errorf("%d keys are kept", n)
+		}
+		stop()
+		flood.Wait()
+		if crowded.Load() == 0 {
+			t.Error("the flood was never held back")
+		}
+		pass(time.Minute)
+		if _, err := c.Token(t.Context(), "attacker-again"); err != nil {
+			t.Errorf("after the flood: %v", err)
+		}
+	})
+}
+
+func TestAPauseOfAnHourIsNotBelieved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		up := &issuer{lifetime: time.Hour, err: errThrottled}
+		c := &token.Cache[string]{Fetch: up.fetch, Judge: func(error) token.Failure { return token.Failure{RetryAfter: time.Hour, Everyone: true} }}
+		for _, k := range []string{"a", "b"} { // b is not even asked for
+			_, err := c.Token(t.Context(), k)
+			if u := unavailable(t, err); u.RetryAfter > 2*time.Minute {
+				t.Errorf("%s: retry after %s", k, u.RetryAfter)
+			}
+		}
+		up.set(func(i *issuer) { i.err = nil })
+		pass(2*time.Minute + time.Second)
+		if _, err := c.Token(t.Context(), "a"); err != nil {
+			t.Errorf("after two minutes: %v", err)
+		}
+	})
+}

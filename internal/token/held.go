@@ -15,6 +15,8 @@ const (
 	// shortestRefresh bounds how often a token is asked for again; a metadata
 	// service returns the same token until it renews its own.
 	shortestRefresh = 5 * time.Second
+	// longestPause bounds what an upstream's Retry-After is taken for.
+	longestPause = 2 * time.Minute
 	// margin is what should be left of a longer lifetime at the refresh.
 	margin = 5 * time.Minute
 )

@@ -104,7 +104,7 @@ func (c *Cache[K]) Prefetch(ctx context.Context, k K) {
 		return
 	}
 	e.touch(mono)
-	_, _ = c.launch(ctx, e) // fails only when the cache is closed
+	_, _ = c.launch(ctx, e) // without a place it is fetched when it is asked for
 }
 
 // Len returns how many keys are known.
@@ -145,8 +145,11 @@ func (c *Cache[K]) entry(k K) (*entry[K], error) {
 	if e := c.entries[k]; e != nil {
 		return e, nil
 	}
+	if c.crowded(k) {
+		return nil, &Unavailable{RetryAfter: time.Second, Err: errCrowded}
+	}
 	if c.entries == nil {
-		c.entries, c.upstreams, c.flights = map[K]*entry[K]{}, map[string]*upstream{}, map[*flight]struct{}{}
+		c.entries, c.upstreams, c.flights, c.flying = map[K]*entry[K]{}, map[string]*upstream{}, map[*flight]struct{}{}, map[string]int{}
 	}
 	most := c.Max
 	if most == 0 {
