@@ -75,6 +75,7 @@ func newPrincipals(s *Source) *principals {
 	// Every application is an upstream of its own: a tenant that throttles one,
 	// or an endpoint that hangs, delays no other.
 	p.cache.Upstream = func(g grant) string { return g.authority + " " + g.tenant + " " + g.clientID }
+	p.cache.Group, p.cache.GroupMax = func(g grant) string { return g.identity.String() }, applicationShare
 	p.cache.Patience, p.cache.Now = s.Patience, s.Now
 	p.cache.OnHit, p.cache.OnMiss = s.hit, s.miss
 	return p
@@ -151,7 +152,7 @@ func (p *principals) principal(id *v1.AzureIdentity) (principal, error) {
 	case len(id.Spec.AuxiliaryTenantIDs) > maxAuxiliary:
 		return principal{}, unusable("AzureIdentity %s has %d auxiliaryTenantIDs: %d at most", name, len(id.Spec.AuxiliaryTenantIDs), maxAuxiliary)
 	case !p.trusted(id.Spec.ADEndpoint):
-		return principal{}, forbidden("AzureIdentity %s has adEndpoint %q, which is none of the authorities that credentials are sent to; let nmi run with --authority-hosts=HOST", name, id.Spec.ADEndpoint)
+		return principal{}, forbidden("AzureIdentity %s has adEndpoint %q, which is none of the authorities that credentials are sent to; let nmi run with --allowed-authority-hosts=HOST", name, id.Spec.ADEndpoint)
 	}
 	return principal{
 		identity: types.NamespacedName{Namespace: id.Namespace, Name: id.Name}, uid: id.UID, kind: id.Spec.Type,

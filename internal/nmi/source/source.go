@@ -36,6 +36,14 @@ const (
 	metadataRefusedMax  = 10 * time.Second // an identity may be put on the machine any moment
 )
 
+// What one identity may have fetched at a time: pods choose the resource, and
+// could take all turns with ever new ones. Applications have upstreams of their
+// own, but share the memory.
+const (
+	metadataShare    = 8
+	applicationShare = 16
+)
+
 // A Source gets tokens for one node. Machine must be set. Its zero limits are
 // those of token.Cache. It must not be copied.
 type Source struct {
@@ -133,6 +141,10 @@ func request(id *v1.AzureIdentity, resource string) token.Request {
 	return token.Request{ResourceID: id.Spec.ResourceID, Resource: resource}
 }
 
+// asked groups requests by whom they ask for. Pods with an exception name whom
+// they like: whatever is not a resource id is one group.
+func asked(r token.Request) string { return r.ResourceID }
+
 // Metadata asks the node's metadata service, for pods with an exception.
 func (s *Source) Metadata(ctx context.Context, r token.Request) (token.Token, error) {
 	s.init()
@@ -170,7 +182,7 @@ func (s *Source) init() {
 			Fetch:       s.Machine.Token,
 			Judge:       judge,
 			Concurrency: metadataConcurrency, Rate: metadataRate, RefusedMax: metadataRefusedMax,
-			Patience: s.Patience, Now: s.Now,
+			Group: asked, GroupMax: metadataShare, Patience: s.Patience, Now: s.Now,
 			OnHit: s.hit, OnMiss: s.miss,
 			OnFetch: func(r token.Request, took time.Duration, err error) {
 				kind := OperationUserAssigned
