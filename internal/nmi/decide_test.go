@@ -1,11 +1,14 @@
 package nmi
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"slices"
 	"strings"
@@ -320,6 +323,49 @@ func TestOnePodDoesNotTakeTheAgentFromOthers(t *testing.T) {
 	}
 	at = at.Add(time.Minute)
 	must(enter("fresh", ip))
+}
+
+func TestConnectionsOfOneAddressAreBounded(t *testing.T) {
+	s := httptest.NewUnstartedServer(http.NotFoundHandler())
+	s.Config = NewHTTPServer(s.Config.Handler, 0)
+	s.Start()
+	defer s.Close()
+	ask := func(c net.Conn) error {
+		fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+		res, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			return err
+		}
+		return res.Body.Close()
+	}
+	dial := func() net.Conn {
+		t.Helper()
+		c, err := net.Dial("tcp", s.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	var all []net.Conn
+	for range maxLoopbackConnections {
+		all = append(all, dial())
+	}
+	if err := ask(all[len(all)-1]); err != nil {
+		t.Fatalf("the last that is allowed: %v", err)
+	}
+	if ask(dial()) == nil {
+		t.Error("one more is answered")
+	}
+	for _, c := range all[:8] {
+		c.Close()
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for ask(dial()) != nil {
+		if time.Now().After(deadline) {
+			t.Fatal("no connection is let in after others were closed")
+		}
+	}
 }
 
 func TestALimitedPodIsTold(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/lanyard-id/lanyard/internal/binding"
@@ -53,6 +54,8 @@ type Host struct {
 	Reviewer  Reviewer
 	Callers   []string // namespace/name of service accounts
 	Node      string   // of this agent
+
+	identifying sync.Mutex // one at a time: it reads all processes of the node
 }
 
 // ServeHTTP answers one request.
@@ -148,7 +151,7 @@ func (h *Host) caller(r *http.Request, peer, local netip.AddrPort) (binding.Pod,
 		}
 		return binding.Pod{Namespace: namespace, Name: name, UID: user}, nil
 	}
-	uid, err := h.Processes.PodUID(peer, local)
+	uid, err := h.identify(r.Context(), peer, local)
 	if err != nil {
 		return binding.Pod{}, fmt.Errorf("%w; or send a token of a service account in --host-token-callers with audience %s", err, ReviewAudience)
 	}
@@ -160,6 +163,15 @@ func (h *Host) caller(r *http.Request, peer, local netip.AddrPort) (binding.Pod,
 		return binding.Pod{}, h.notAllowed("pod " + pod.Namespace + "/" + pod.Name + " with service account " + pod.Namespace + "/" + pod.ServiceAccount)
 	}
 	return pod, nil
+}
+
+func (h *Host) identify(ctx context.Context, peer, local netip.AddrPort) (string, error) {
+	h.identifying.Lock()
+	defer h.identifying.Unlock()
+	if ctx.Err() != nil {
+		return "", fmt.Errorf("the caller has left: %w", ctx.Err())
+	}
+	return h.Processes.PodUID(peer, local)
 }
 
 func (h *Host) allowed(namespace, name string) bool {

@@ -2,6 +2,7 @@ package nmi
 
 import (
 	"math"
+	"net"
 	"net/http"
 	"net/netip"
 	"sync"
@@ -128,4 +129,47 @@ func (l *Limits) room(now time.Time) bool {
 
 func (l *Limits) tooMany(after time.Duration) error {
 	return &imds.Error{Status: http.StatusTooManyRequests, Code: "too_many_requests", Description: "this pod asks too often or too much at a time (see --pod-qps and --pod-max-inflight of the node agent)", RetryAfter: after}
+}
+
+// How many connections one address may have open: each takes memory before
+// anything is asked by it. Behind the loopback address are all of the node's
+// drivers.
+const (
+	maxConnections         = 128
+	maxLoopbackConnections = 1024
+)
+
+// connections counts those of a server.
+type connections struct {
+	mu   sync.Mutex
+	open map[netip.Addr]int
+}
+
+// follow is an http.Server.ConnState: it closes those that are too many.
+func (c *connections) follow(conn net.Conn, state http.ConnState) {
+	if state != http.StateNew && state != http.StateClosed && state != http.StateHijacked {
+		return
+	}
+	peer, err := netip.ParseAddrPort(conn.RemoteAddr().String())
+	if err != nil {
+		return
+	}
+	ip, most := peer.Addr().Unmap(), maxConnections
+	if ip.IsLoopback() {
+		most = maxLoopbackConnections
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if state != http.StateNew {
+		if c.open[ip]--; c.open[ip] <= 0 {
+			delete(c.open, ip)
+		}
+		return
+	}
+	if c.open == nil {
+		c.open = map[netip.Addr]int{}
+	}
+	if c.open[ip]++; c.open[ip] > most {
+		conn.Close()
+	}
 }

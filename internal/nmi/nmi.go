@@ -150,7 +150,7 @@ type Server struct {
 // is how long a request may wait for an assignment.
 func NewHTTPServer(h http.Handler, wait time.Duration) *http.Server {
 	return &http.Server{
-		Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: wait + time.Minute,
+		Handler: h, ConnState: new(connections).follow, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: wait + time.Minute,
 		IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
 		DisableGeneralOptionsHandler: true, // OPTIONS * is refused like any path that is not served
 	}
