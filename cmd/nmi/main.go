@@ -22,6 +22,7 @@ import (
 
 	"github.com/go-logr/logr"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
@@ -108,7 +109,12 @@ func (c config) serve(ctx context.Context, kube *rest.Config, address netip.Addr
 	if err := rules.Install(); err != nil {
 		return err
 	}
+	ctx, stop := context.WithCancel(ctx)
 	g, ctx := errgroup.WithContext(ctx)
+	defer func() {
+		stop()
+		_ = g.Wait() // what it says is the result already, or follows from that
+	}()
 	var ports *sandbox.Table
 	if c.guard {
 		ports = &sandbox.Table{Known: rules.Known(), Admit: rules.Admit, Logger: logger}
@@ -211,11 +217,12 @@ func (c config) listeners(ctx context.Context, address, address6 netip.AddrPort)
 			}
 		}
 	}()
-	if l.pods, err = (&net.ListenConfig{}).Listen(ctx, "tcp", address.String()); err != nil {
+	listen := net.ListenConfig{Control: impatient}
+	if l.pods, err = listen.Listen(ctx, "tcp", address.String()); err != nil {
 		return l, fmt.Errorf("listening for pods: %w", err)
 	}
 	if address6.IsValid() {
-		if l.pods6, err = (&net.ListenConfig{}).Listen(ctx, "tcp6", address6.String()); err != nil {
+		if l.pods6, err = listen.Listen(ctx, "tcp6", address6.String()); err != nil {
 			return l, fmt.Errorf("listening for pods over IPv6: %w", err)
 		}
 	}
@@ -227,6 +234,20 @@ func (c config) listeners(ctx context.Context, address, address6 netip.AddrPort)
 		return l, fmt.Errorf("listening for drivers (--host-token-callers= turns this off): %w", err)
 	}
 	return l, nil
+}
+
+// unacknowledged is how long an answer is sent again.
+const unacknowledged = 5 * time.Second
+
+// impatient ends connections whose other end says nothing more. The kernel would
+// go on for a quarter of an hour to send an answer to a pod that has ended, and
+// another pod may have its address by then.
+func impatient(_, _ string, c syscall.RawConn) error {
+	var inner error
+	err := c.Control(func(fd uintptr) { // those that are accepted take it over
+		inner = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(unacknowledged.Milliseconds()))
+	})
+	return errors.Join(err, inner)
 }
 
 // serve answers until the context ends and lets running requests finish.

@@ -2,9 +2,13 @@ package main
 
 import (
 	"bytes"
+	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/lanyard-id/lanyard/internal/nmi"
 )
@@ -76,6 +80,34 @@ func TestAnAgentWhoseRulesWereTakenAwayIsNotReadyForAWhile(t *testing.T) {
 	}
 	if why := s.ready(now.Add(rulesInterval)); why != "" {
 		t.Error(why)
+	}
+}
+
+func TestAnswersAreNotSentForEverToAPodThatHasEnded(t *testing.T) {
+	l, err := config{}.listeners(t.Context(), netip.MustParseAddrPort("127.0.0.1:0"), netip.MustParseAddrPort("[::1]:0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range []net.Listener{l.pods, l.pods6} {
+		defer l.Close()
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		accepted, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer accepted.Close()
+		raw, err := accepted.(*net.TCPConn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := 0
+		if err := raw.Control(func(fd uintptr) { got, _ = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT) }); err != nil || got != 5000 {
+			t.Errorf("%s: %d ms, %v", l.Addr(), got, err)
+		}
 	}
 }
 
