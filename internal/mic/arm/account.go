@@ -118,7 +118,17 @@ func (a Account) Connect() (*Connection, error) {
 		MaxRetries: 1, RetryDelay: 200 * time.Millisecond, TryTimeout: 2 * time.Minute,
 		StatusCodes: []int{http.StatusRequestTimeout, http.StatusInternalServerError, http.StatusBadGateway, http.StatusGatewayTimeout},
 	}
-	var cred azcore.TokenCredential
+	anew := func() (azcore.TokenCredential, error) { return a.credential(base) }
+	cred, err := anew()
+	if err != nil {
+		return nil, err
+	}
+	return &Connection{
+		Credential: cred, Anew: anew, Options: azarm.ClientOptions{ClientOptions: base, DisableRPRegistration: true}, Assignee: a.Assignee(),
+	}, nil
+}
+
+func (a Account) credential(base policy.ClientOptions) (cred azcore.TokenCredential, err error) {
 	switch {
 	case a.managed():
 		o := &azidentity.ManagedIdentityCredentialOptions{ClientOptions: base}
@@ -137,7 +147,7 @@ func (a Account) Connect() (*Connection, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making the credential for Azure: %w", err)
 	}
-	return &Connection{Credential: cred, Options: azarm.ClientOptions{ClientOptions: base, DisableRPRegistration: true}, Assignee: a.Assignee()}, nil
+	return cred, nil
 }
 
 // A suffix of the user agent.

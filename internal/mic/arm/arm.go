@@ -37,6 +37,10 @@ const (
 	maxPerPatch = 150
 	// maxReads is how often a machine is read again because somebody else was faster.
 	maxReads = 5
+	// renewLeast is the least time between two tokens that are asked for because
+	// the one before was refused: an account that is never accepted must not
+	// flood Entra with the work of all machines.
+	renewLeast = time.Second
 )
 
 // Names of the operations that Observe is told of, as Pod Identity v1's metrics
@@ -53,6 +57,10 @@ type Connection struct {
 	Credential azcore.TokenCredential
 	Options    azarm.ClientOptions // endpoints, transport and retries
 	Assignee   string              // client id that Credential acts as; empty if unknown
+
+	// Anew makes Credential again, without the tokens that it remembers. nil
+	// means that it remembers none.
+	Anew func() (azcore.TokenCredential, error)
 }
 
 // Connection returns c itself: a Connection is a Source that never changes.
@@ -73,10 +81,15 @@ type Client struct {
 
 	mu            sync.Mutex
 	connection    *Connection // that subscriptions were made with
+	credential    azcore.TokenCredential
+	renewals      int       // how often credential was made because its token was refused
+	renewed       time.Time // when it last was
 	subscriptions map[string]*compute
 }
 
 type compute struct {
+	renewals int // Client.renewals when it was made
+
 	vms       *armcompute.VirtualMachinesClient
 	scaleSets *armcompute.VirtualMachineScaleSetsClient
 }
@@ -191,7 +204,7 @@ func (c *Client) get(ctx context.Context, machine azure.ResourceID) (s state, er
 	if machine.Is(azure.TypeVirtualMachineScaleSet) {
 		r, err := clients.scaleSets.Get(ctx, machine.ResourceGroup, machine.Name(), nil)
 		if err != nil {
-			return state{}, asError(err)
+			return state{}, c.failed(clients, err)
 		}
 		s := state{etag: r.Etag}
 		if r.Properties != nil {
@@ -204,7 +217,7 @@ func (c *Client) get(ctx context.Context, machine azure.ResourceID) (s state, er
 	}
 	r, err := clients.vms.Get(ctx, machine.ResourceGroup, machine.Name(), nil)
 	if err != nil {
-		return state{}, asError(err)
+		return state{}, c.failed(clients, err)
 	}
 	s = state{etag: r.Etag}
 	if r.Properties != nil {
@@ -230,7 +243,7 @@ func (c *Client) patch(ctx context.Context, machine azure.ResourceID, kind armco
 		if err == nil {
 			_, err = p.PollUntilDone(ctx, poll)
 		}
-		return asError(err)
+		return c.failed(clients, err)
 	}
 	defer c.observe(opUpdateVM, time.Now(), &err)
 	p, err := clients.vms.BeginUpdate(ctx, machine.ResourceGroup, machine.Name(), armcompute.VirtualMachineUpdate{
@@ -239,7 +252,32 @@ func (c *Client) patch(ctx context.Context, machine azure.ResourceID, kind armco
 	if err == nil {
 		_, err = p.PollUntilDone(ctx, poll)
 	}
-	return asError(err)
+	return c.failed(clients, err)
+}
+
+// failed says what an error is. A token that Resource Manager refuses is not
+// used again, however long this machine's clock says that it is good for: the
+// clock may be wrong, or the token revoked. The caller tries again later.
+func (c *Client) failed(used *compute, err error) error {
+	err = asError(err)
+	var e *Error
+	if !errors.As(err, &e) || e.Status != http.StatusUnauthorized {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if used.renewals != c.renewals || time.Since(c.renewed) < renewLeast {
+		return err // another request has noticed already
+	}
+	if anew := c.connection.Anew; anew != nil {
+		credential, failure := anew()
+		if failure != nil {
+			return errors.Join(err, failure)
+		}
+		c.credential = credential
+	}
+	c.renewals, c.renewed, c.subscriptions = c.renewals+1, time.Now(), map[string]*compute{}
+	return err
 }
 
 func (c *Client) observe(operation string, since time.Time, err *error) {
@@ -255,18 +293,18 @@ func (c *Client) clients(subscription string) (*compute, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.connection != now {
-		c.connection, c.subscriptions = now, map[string]*compute{}
+		c.connection, c.credential, c.subscriptions = now, now.Credential, map[string]*compute{}
 	}
 	if have := c.subscriptions[subscription]; have != nil {
 		return have, nil
 	}
 	options := now.Options
 	options.PerCallPolicies = append(slices.Clip(options.PerCallPolicies), accepted{})
-	factory, err := armcompute.NewClientFactory(subscription, now.Credential, &options)
+	factory, err := armcompute.NewClientFactory(subscription, c.credential, &options)
 	if err != nil {
 		return nil, fmt.Errorf("making a client for subscription %s: %w", subscription, err)
 	}
-	made := &compute{vms: factory.NewVirtualMachinesClient(), scaleSets: factory.NewVirtualMachineScaleSetsClient()}
+	made := &compute{renewals: c.renewals, vms: factory.NewVirtualMachinesClient(), scaleSets: factory.NewVirtualMachineScaleSetsClient()}
 	c.subscriptions[subscription] = made
 	return made, nil
 }
