@@ -15,9 +15,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
-	typedauthenticationv1 "k8s.io/client-go/kubernetes/typed/authentication/v1"
-	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
-	typedeventsv1 "k8s.io/client-go/kubernetes/typed/events/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
 	"k8s.io/client-go/rest"
 
 	"github.com/lanyard-id/lanyard/internal/binding"
@@ -44,22 +44,22 @@ type agent struct {
 }
 
 // agents wires the parts. ports is nil if sources are not guarded.
-func (c config) agents(ctx context.Context, kube *rest.Config, ports *sandbox.Table, logger *slog.Logger) (*agent, error) {
+func (c config) agents(kube *rest.Config, ports *sandbox.Table, logger *slog.Logger) (*agent, error) {
 	httpClient, err := rest.HTTPClientFor(kube)
 	if err != nil {
 		return nil, fmt.Errorf("talking to the API server: %w", err)
 	}
-	events, err := typedeventsv1.NewForConfigAndClient(kube, httpClient)
+	events, err := nodewatch.API(kube, httpClient, eventsv1.SchemeGroupVersion)
 	if err != nil {
-		return nil, fmt.Errorf("writing events: %w", err)
+		return nil, err
 	}
-	core, err := typedcorev1.NewForConfigAndClient(kube, httpClient)
+	core, err := nodewatch.API(kube, httpClient, corev1.SchemeGroupVersion)
 	if err != nil {
-		return nil, fmt.Errorf("reading Secrets: %w", err)
+		return nil, err
 	}
-	reviews, err := typedauthenticationv1.NewForConfigAndClient(kube, httpClient)
+	reviews, err := nodewatch.API(kube, httpClient, authenticationv1.SchemeGroupVersion)
 	if err != nil {
-		return nil, fmt.Errorf("reviewing tokens: %w", err)
+		return nil, err
 	}
 	upstream := &url.URL{Scheme: "http", Host: c.metadata().String()}
 	transport := c.transport()
@@ -97,7 +97,7 @@ func (c config) agents(ctx context.Context, kube *rest.Config, ports *sandbox.Ta
 	if ports != nil {
 		watch.Arrivals = nodewatch.Routed{Arrivals: ports}
 	}
-	if a.watcher, err = nodewatch.New(ctx, watch); err != nil {
+	if a.watcher, err = nodewatch.New(watch); err != nil {
 		return nil, err
 	}
 	a.server.Node = a.watcher

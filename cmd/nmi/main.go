@@ -20,13 +20,11 @@ import (
 	"time"
 	_ "time/tzdata" // schedules name time zones, and the image has no other files
 
-	"github.com/go-logr/logr"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
-	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/lanyard-id/lanyard/internal/nmi"
 	"github.com/lanyard-id/lanyard/internal/nmi/journal"
@@ -75,13 +73,15 @@ func (c config) run(ctx context.Context, getenv func(string) string, stdout io.W
 	if c.logFormat == "text" {
 		logger = slog.New(slog.NewTextHandler(backlog, nil))
 	}
-	log.SetLogger(logr.FromSlogHandler(logger.Handler()))
 	klog.SetSlogLogger(logger)
 	kube, err := kubeConfig(c.kubeconfig)
 	if err != nil {
 		return err
 	}
 	kube.UserAgent = "lanyard/nmi/" + version
+	// Each Secret in use is listed and watched: client-go's default of five
+	// requests a second would take a minute for those of a full node.
+	kube.QPS, kube.Burst = 50, 100
 	if c.userAgent != "" {
 		kube.UserAgent += " " + c.userAgent
 	}
@@ -126,7 +126,7 @@ func (c config) serve(ctx context.Context, kube *rest.Config, address netip.Addr
 			return g.Wait()
 		}
 	}
-	a, err := c.agents(ctx, kube, ports, logger)
+	a, err := c.agents(kube, ports, logger)
 	if err != nil {
 		return err
 	}

@@ -73,6 +73,10 @@ var laws = []struct {
 		never:  []string{"k8s.io/client-go", "sigs.k8s.io/controller-runtime"},
 	},
 	{
+		reason: "a node agent runs on every node: these link the types of every API group, a third of its memory",
+		from:   []string{"internal/nmi", "cmd/nmi"}, never: []string{"sigs.k8s.io/controller-runtime", "k8s.io/client-go/kubernetes", "k8s.io/client-go/discovery"},
+	},
+	{
 		reason: "the local cloud is a cloud, not a cluster: it knows nothing of Kubernetes types",
 		from:   []string{"internal/cloud"}, never: []string{"k8s.io/", "sigs.k8s.io/"}, tests: true,
 	},

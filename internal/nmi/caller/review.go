@@ -9,8 +9,7 @@ import (
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	typed "k8s.io/client-go/kubernetes/typed/authentication/v1"
+	"k8s.io/client-go/rest"
 )
 
 // nodeName is where the API server tells which node a token is bound to (KEP
@@ -27,7 +26,7 @@ const (
 // A Reviewer asks the API server whose token this is. It needs the verb create
 // on tokenreviews. API and Audience must be set.
 type Reviewer struct {
-	API      typed.AuthenticationV1Interface
+	API      rest.Interface // of authentication.k8s.io/v1
 	Audience string
 	Failed   func()           // told of each failed request; may be nil
 	Now      func() time.Time // nil means time.Now
@@ -56,9 +55,10 @@ func (r *Reviewer) Review(ctx context.Context, bearer string) (user, node string
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	answer, err := r.API.TokenReviews().Create(ctx, &authenticationv1.TokenReview{
+	var answer authenticationv1.TokenReview
+	err = r.API.Post().Resource("tokenreviews").Body(&authenticationv1.TokenReview{
 		Spec: authenticationv1.TokenReviewSpec{Token: bearer, Audiences: []string{r.Audience}},
-	}, metav1.CreateOptions{})
+	}).Do(ctx).Into(&answer)
 	if err != nil {
 		if r.Failed != nil {
 			r.Failed()

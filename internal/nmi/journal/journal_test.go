@@ -298,7 +298,7 @@ func TestTheAPIServerTakesTheSeries(t *testing.T) {
 	api := typed.NewForConfigOrDie(cluster.Config(t))
 	in := func(d *nmi.Decision) { d.Pod.Namespace, d.Binding.Namespace = namespace, namespace }
 	discard := slog.New(slog.DiscardHandler)
-	j := &Journal{Events: Client{API: api}, Audit: discard, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Node: "n1"}
+	j := &Journal{Events: Client{API: api.RESTClient()}, Audit: discard, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Node: "n1"}
 	clipped := decision(in, func(d *nmi.Decision) { d.TokenExpires = d.Expires.Add(time.Hour) })
 	long := decision(in, refusedBy, func(d *nmi.Decision) { d.Resource, d.Text = strings.Repeat("ü", 2000), strings.Repeat("ü", 2000) })
 	j.Record(t.Context(), clipped)

@@ -7,8 +7,8 @@ import (
 	"sync/atomic"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
 	lanyard "github.com/lanyard-id/lanyard/api/lanyard/v1alpha1"
@@ -128,7 +128,7 @@ func (w *Watcher) touched(of map[*entry]struct{}) {
 	}
 }
 
-func nameOf(o client.Object) name { return name{o.GetNamespace(), o.GetName()} }
+func nameOf(o metav1.Object) name { return name{o.GetNamespace(), o.GetName()} }
 
 // put takes an object that is new or changed.
 func (w *Watcher) put(obj any) {

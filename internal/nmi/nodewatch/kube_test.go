@@ -61,7 +61,7 @@ func newWorld(t *testing.T, edit ...func(*Config)) *world {
 func watching(t *testing.T, config Config) *Watcher {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	w, err := New(ctx, config)
+	w, err := New(config)
 	if err != nil {
 		t.Fatal(err)
 	}

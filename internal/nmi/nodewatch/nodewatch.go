@@ -19,14 +19,13 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/meta"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
 	toolscache "k8s.io/client-go/tools/cache"
-	"sigs.k8s.io/controller-runtime/pkg/cache"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
 	lanyard "github.com/lanyard-id/lanyard/api/lanyard/v1alpha1"
@@ -56,9 +55,9 @@ type Config struct {
 
 // A Watcher is an nmi.Node.
 type Watcher struct {
-	config Config
-	cache  cache.Cache
-
+	config    Config
+	access    rest.Interface // of AccessRequests
+	informers []toolscache.SharedIndexInformer
 	calendars binding.Calendars
 
 	mu sync.RWMutex
@@ -70,50 +69,43 @@ type Watcher struct {
 	requests bool // AccessRequests are watched
 }
 
-// Scheme has the types that a Watcher reads, and no other.
-func Scheme() (*runtime.Scheme, error) {
-	s := runtime.NewScheme()
-	if err := corev1.AddToScheme(s); err != nil {
-		return nil, err
-	}
-	if err := lanyard.AddToScheme(s); err != nil {
-		return nil, err
-	}
-	return s, v1.AddToScheme(s)
-}
-
 // New prepares a Watcher. It knows nothing before Run has synced.
-func New(ctx context.Context, c Config) (*Watcher, error) {
-	s, err := Scheme()
+func New(c Config) (*Watcher, error) {
+	w := empty(c)
+	h, err := rest.HTTPClientFor(c.Kubernetes)
+	if err != nil {
+		return nil, fmt.Errorf("talking to the API server: %w", err)
+	}
+	core, err := API(c.Kubernetes, h, corev1.SchemeGroupVersion)
 	if err != nil {
 		return nil, err
 	}
-	w := empty(c)
-	options := cache.Options{
-		Scheme:           s,
-		DefaultTransform: slim,
-		ByObject: map[client.Object]cache.ByObject{
-			&corev1.Pod{}:               {Field: fields.OneTermEqualSelector("spec.nodeName", c.Node)},
-			&v1.AzureAssignedIdentity{}: {Label: labels.SelectorFromSet(labels.Set{v1.NodeLabel: binding.NodeLabelValue(c.Node)})},
-		},
+	own, err := API(c.Kubernetes, h, v1.GroupVersion())
+	if err != nil {
+		return nil, err
 	}
-	if c.Trouble != nil {
-		options.DefaultWatchErrorHandler = func(ctx context.Context, r *toolscache.Reflector, err error) {
-			toolscache.DefaultWatchErrorHandler(ctx, r, err)
-			c.Trouble(ctx, err)
-		}
+	if w.access, err = API(c.Kubernetes, h, lanyard.GroupVersion()); err != nil {
+		return nil, err
 	}
-	if w.cache, err = cache.New(c.Kubernetes, options); err != nil {
-		return nil, fmt.Errorf("preparing the caches: %w", err)
+	kinds := []kind{
+		{core, "pods", &corev1.Pod{}, func(o *metav1.ListOptions) {
+			o.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", c.Node).String()
+		}},
+		{own, "azureidentitybindings", &v1.AzureIdentityBinding{}, nil},
+		{own, "azureidentities", &v1.AzureIdentity{}, nil},
+		{own, "azurepodidentityexceptions", &v1.AzurePodIdentityException{}, nil},
 	}
-	watched := []client.Object{&corev1.Pod{}, &v1.AzureIdentityBinding{}, &v1.AzureIdentity{}, &v1.AzurePodIdentityException{}}
 	if !c.Managed {
-		watched = append(watched, &v1.AzureAssignedIdentity{})
+		kinds = append(kinds, kind{own, "azureassignedidentities", &v1.AzureAssignedIdentity{}, func(o *metav1.ListOptions) {
+			o.LabelSelector = labels.SelectorFromSet(labels.Set{v1.NodeLabel: binding.NodeLabelValue(c.Node)}).String()
+		}})
 	}
-	for _, o := range watched {
-		if err := w.watch(ctx, o); err != nil {
+	for _, k := range kinds {
+		informer, err := w.informer(k)
+		if err != nil {
 			return nil, err
 		}
+		w.informers = append(w.informers, informer)
 	}
 	return w, nil
 }
@@ -122,11 +114,20 @@ func empty(c Config) *Watcher {
 	return &Watcher{config: c, indexes: newIndexes(), waiters: map[*waiter]struct{}{}, changed: map[*entry]struct{}{}, hasMore: make(chan struct{}, 1)}
 }
 
-func (w *Watcher) watch(ctx context.Context, o client.Object) error {
-	informer, err := w.cache.GetInformer(ctx, o, cache.BlockUntilSynced(false))
-	if err != nil {
-		return fmt.Errorf("watching: %w", err)
+// A kind is what is watched.
+type kind struct {
+	api      rest.Interface
+	resource string
+	example  runtime.Object
+	only     func(*metav1.ListOptions) // nil means all
+}
+
+func (w *Watcher) informer(k kind) (toolscache.SharedIndexInformer, error) {
+	only := k.only
+	if only == nil {
+		only = func(*metav1.ListOptions) {}
 	}
+	informer := toolscache.NewSharedIndexInformer(toolscache.NewFilteredListWatchFromClient(k.api, k.resource, metav1.NamespaceAll, only), k.example, 0, nil)
 	registration, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
 		AddFunc:    func(o any) { w.put(o) },
 		UpdateFunc: func(_, o any) { w.put(o) },
@@ -137,13 +138,22 @@ func (w *Watcher) watch(ctx context.Context, o client.Object) error {
 			w.remove(o)
 		},
 	})
+	if err == nil {
+		err = informer.SetTransform(slim)
+	}
+	if err == nil && w.config.Trouble != nil {
+		err = informer.SetWatchErrorHandlerWithContext(func(ctx context.Context, r *toolscache.Reflector, err error) {
+			toolscache.DefaultWatchErrorHandler(ctx, r, err)
+			w.config.Trouble(ctx, err)
+		})
+	}
 	if err != nil {
-		return fmt.Errorf("watching: %w", err)
+		return nil, fmt.Errorf("watching %s: %w", k.resource, err)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.syncs = append(w.syncs, registration.HasSynced)
-	return nil
+	return informer, nil
 }
 
 // requestsInterval is how often it is looked whether the cluster has the kind
@@ -159,7 +169,11 @@ func (w *Watcher) Run(ctx context.Context) error {
 	running.Go(func() { w.tell(ctx) })
 	running.Go(func() { w.watchRequests(ctx) })
 	running.Go(func() { w.follow(ctx) })
-	return w.cache.Start(ctx)
+	for _, informer := range w.informers {
+		running.Go(func() { informer.RunWithContext(ctx) })
+	}
+	<-ctx.Done()
+	return nil
 }
 
 func (w *Watcher) watchRequests(ctx context.Context) {
@@ -171,18 +185,27 @@ func (w *Watcher) watchRequests(ctx context.Context) {
 			return
 		case <-timer.C:
 		}
-		err := w.watch(ctx, &lanyard.AccessRequest{})
+		_, err := w.access.Get().AbsPath("/apis", lanyard.GroupVersion().String()).DoRaw(ctx)
 		if err == nil {
-			w.mu.Lock()
-			w.requests = true
-			w.mu.Unlock()
+			w.runRequests(ctx)
 			return
 		}
-		if !meta.IsNoMatchError(err) && w.config.Trouble != nil && ctx.Err() == nil {
+		if !apierrors.IsNotFound(err) && w.config.Trouble != nil && ctx.Err() == nil {
 			w.config.Trouble(ctx, err)
 		}
 		timer.Reset(requestsInterval)
 	}
+}
+
+func (w *Watcher) runRequests(ctx context.Context) {
+	informer, err := w.informer(kind{w.access, lanyard.ResourceAccessRequests, &lanyard.AccessRequest{}, nil})
+	if err != nil {
+		return // only what runs already refuses its settings
+	}
+	w.mu.Lock()
+	w.requests = true
+	w.mu.Unlock()
+	informer.RunWithContext(ctx)
 }
 
 // Synced waits until the caches and the indexes are filled and reports whether
@@ -191,7 +214,7 @@ func (w *Watcher) Synced(ctx context.Context) bool {
 	w.mu.RLock()
 	syncs := w.syncs
 	w.mu.RUnlock()
-	return w.cache.WaitForCacheSync(ctx) && toolscache.WaitForCacheSync(ctx.Done(), syncs...)
+	return toolscache.WaitForCacheSync(ctx.Done(), syncs...)
 }
 
 // tell tells Config.Changed of the pods that changed.

@@ -6,7 +6,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
 	lanyard "github.com/lanyard-id/lanyard/api/lanyard/v1alpha1"
@@ -17,7 +16,7 @@ import (
 // spellings. A node agent holds the identities and bindings of the whole
 // cluster: kubectl's copy of each in an annotation would be most of it.
 func slim(obj any) (any, error) {
-	o, ok := obj.(client.Object)
+	o, ok := obj.(metav1.Object)
 	if !ok {
 		return obj, nil
 	}

@@ -70,7 +70,7 @@ type principals struct {
 
 func newPrincipals(s *Source) *principals {
 	p := &principals{source: s, rotations: map[principal]*rotation{}}
-	p.secrets.getter, p.secrets.changed, p.secrets.observe = s.Secrets, p.changed, s.observe
+	p.secrets.api, p.secrets.changed, p.secrets.observe = s.Secrets, p.changed, s.observe
 	p.cache.Fetch, p.cache.Judge = p.fetch, judge
 	// Every application is an upstream of its own: a tenant that throttles one,
 	// or an endpoint that hangs, delays no other.

@@ -46,7 +46,7 @@ func newFixture(t *testing.T, passwords ...string) *fixture {
 	f := &fixture{directory: newDirectory(t, passwords...), client: client, namespace: cluster.Namespace(t)}
 	f.id = identity(f.namespace, "app", v1.ServicePrincipal)
 	f.source = &source.Source{
-		Machine: &imds.Client{}, Secrets: client.CoreV1(), Entra: f.directory.client(t), Patience: 5 * time.Second, Logger: slog.New(slog.DiscardHandler),
+		Machine: &imds.Client{}, Secrets: client.CoreV1().RESTClient(), Entra: f.directory.client(t), Patience: 5 * time.Second, Logger: slog.New(slog.DiscardHandler),
 		Report: func(_ *v1.AzureIdentity, err error) {
 			f.mu.Lock()
 			defer f.mu.Unlock()

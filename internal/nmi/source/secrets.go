@@ -17,9 +17,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
-
-	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 )
 
 const (
@@ -33,7 +32,7 @@ const (
 // secrets are the Secrets in use, each with its own watch: the agent may be
 // allowed to read but a few, and holds no others in memory.
 type secrets struct {
-	getter  typedcorev1.SecretsGetter
+	api     rest.Interface
 	changed func(name types.NamespacedName, gone bool)
 	observe func(Operation)
 
@@ -137,8 +136,9 @@ func (w *secret) run(ctx context.Context) {
 }
 
 func (w *secret) listWatch(stop context.CancelFunc) *cache.ListWatch {
-	client := w.owner.getter.Secrets(w.name.Namespace)
-	one := fields.OneTermEqualSelector(metav1.ObjectNameField, w.name.Name).String()
+	all := cache.NewFilteredListWatchFromClient(w.owner.api, "secrets", w.name.Namespace, func(o *metav1.ListOptions) {
+		o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, w.name.Name).String()
+	})
 	check := func(err error) error {
 		if apierrors.IsForbidden(err) || apierrors.IsMethodNotSupported(err) {
 			w.polled.Store(true)
@@ -149,13 +149,11 @@ func (w *secret) listWatch(stop context.CancelFunc) *cache.ListWatch {
 	}
 	return &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			o.FieldSelector = one
-			list, err := client.List(ctx, o)
+			list, err := all.ListWithContext(ctx, o)
 			return list, check(err)
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			o.FieldSelector = one
-			changes, err := client.Watch(ctx, o)
+			changes, err := all.WatchWithContext(ctx, o)
 			return changes, check(err)
 		},
 	}
@@ -246,7 +244,8 @@ func (w *secret) get(ctx context.Context) error {
 	}
 	w.readAt.Store(time.Now().UnixNano())
 	start := time.Now()
-	found, err := w.owner.getter.Secrets(w.name.Namespace).Get(ctx, w.name.Name, metav1.GetOptions{})
+	found := &corev1.Secret{}
+	err := w.owner.api.Get().Namespace(w.name.Namespace).Resource("secrets").Name(w.name.Name).Do(ctx).Into(found)
 	w.owner.observe(Operation{Type: OperationSecret, Took: time.Since(start), Err: err})
 	switch {
 	case !w.polled.Load() && w.last.Load() != nil:

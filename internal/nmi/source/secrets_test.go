@@ -45,7 +45,7 @@ func (f *fixture) as(t *testing.T, user string, verbs ...string) kubernetes.Inte
 func TestAnAgentThatMayOnlyGetReadsAtMostOnceASecond(t *testing.T) {
 	f := newFixture(t, "old", "new")
 	f.put(t, map[string]string{"clientSecret": "old"})
-	f.source.Secrets = f.as(t, "getter", "get").CoreV1()
+	f.source.Secrets = f.as(t, "getter", "get").CoreV1().RESTClient()
 	var mu sync.Mutex
 	reads := 0
 	f.source.Observe = func(o source.Operation) {
@@ -77,7 +77,7 @@ func TestAnAgentThatMayOnlyGetReadsAtMostOnceASecond(t *testing.T) {
 func TestAnAgentThatMayReadNoSecretSaysSo(t *testing.T) {
 	f := newFixture(t, "old")
 	f.put(t, map[string]string{"clientSecret": "old"})
-	f.source.Secrets = f.as(t, "nobody", "patch").CoreV1()
+	f.source.Secrets = f.as(t, "nobody", "patch").CoreV1().RESTClient()
 	run(t, f.source)
 	e := f.refusal(t, vault)
 	if e.Status != 503 || !strings.Contains(e.Description, "Secret "+f.namespace+"/app cannot be read") {
@@ -88,7 +88,7 @@ func TestAnAgentThatMayReadNoSecretSaysSo(t *testing.T) {
 func TestAnAgentMayBeAllowedToReadOneSecretByName(t *testing.T) {
 	f := newFixture(t, "old", "new")
 	f.put(t, map[string]string{"clientSecret": "old"})
-	f.source.Secrets = f.as(t, "watcher", "list", "watch").CoreV1()
+	f.source.Secrets = f.as(t, "watcher", "list", "watch").CoreV1().RESTClient()
 	run(t, f.source)
 	labtest.Eventually(t, t.Context(), func() error {
 		_, err := f.source.Tokens(t.Context(), f.id, vault)

@@ -21,7 +21,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
 	"github.com/lanyard-id/lanyard/internal/entra"
@@ -49,8 +49,9 @@ const (
 type Source struct {
 	// Machine is the node's own metadata service.
 	Machine token.Source
-	// Secrets reads the Secrets of service principals; nil refuses them.
-	Secrets typedcorev1.SecretsGetter
+	// Secrets is the core group, for the Secrets of service principals; nil
+	// refuses them.
+	Secrets rest.Interface
 	// CrossNamespaceSecrets lets an AzureIdentity name a Secret of a namespace
 	// that is not its own.
 	CrossNamespaceSecrets bool
