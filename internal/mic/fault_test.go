@@ -174,13 +174,16 @@ func TestAForgedAssignmentMovesNoMachine(t *testing.T) {
 		machine func(w *world) string
 		status  string
 		pod     string // p exists, and its binding leads to another identity
+		id      string // that it names
 	}{
-		{"for a pod that does not exist, on the cluster's machine", func(w *world) string { return w.set }, v1.AssignedIDCreated, "nobody"},
-		{"for a pod with another identity, on its machine", func(w *world) string { return w.set }, v1.AssignedIDCreated, "p"},
-		{"on a machine that is not the cluster's", func(*world) string { return foreign }, v1.AssignedIDAssigned, "p"},
+		{"for a pod that does not exist, on the cluster's machine", func(w *world) string { return w.set }, v1.AssignedIDCreated, "nobody", "victim"},
+		{"for a pod with another identity, on its machine", func(w *world) string { return w.set }, v1.AssignedIDCreated, "p", "victim"},
+		{"to take what somebody else put there off the pod's machine", func(w *world) string { return w.set }, v1.AssignedIDCreated, "p", "own"},
+		{"to take it off as if Pod Identity v1 had put it there", func(w *world) string { return w.set }, v1.AssignedIDAssigned, "nobody", "own"},
+		{"on a machine that is not the cluster's", func(*world) string { return foreign }, v1.AssignedIDAssigned, "p", "victim"},
 		{"on what is no machine", func(*world) string {
 			return subscription + "/resourceGroups/others/providers/Microsoft.Storage/storageAccounts/s"
-		}, v1.AssignedIDAssigned, "p"},
+		}, v1.AssignedIDAssigned, "p", "victim"},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			w, c := newWorld(t), &cloud{}
@@ -196,9 +199,12 @@ func TestAForgedAssignmentMovesNoMachine(t *testing.T) {
 				}},
 				Spec: v1.AzureAssignedIdentitySpec{Pod: x.pod, PodNamespace: w.ns, NodeName: w.node, AzureIdentityRef: &v1.AzureIdentity{
 					TypeMeta:   metav1.TypeMeta{APIVersion: "aadpodidentity.k8s.io/v1", Kind: "AzureIdentity"},
-					ObjectMeta: metav1.ObjectMeta{Namespace: w.ns, Name: "victim"}, Spec: v1.AzureIdentitySpec{ResourceID: idPrefix + "victim"},
+					ObjectMeta: metav1.ObjectMeta{Namespace: w.ns, Name: x.id}, Spec: v1.AzureIdentitySpec{ResourceID: idPrefix + x.id},
 				}},
 				Status: v1.AzureAssignedIdentityStatus{Status: x.status},
+			}
+			if x.status == v1.AssignedIDAssigned {
+				delete(forged.Annotations, "aadpodidentity.k8s.io/added") // v1 did not write it
 			}
 			w.make(forged)
 			w.awaitEvent(forged, "AzureAssignedIdentity", "NotEntitled", "no AzureIdentityBinding entitles the pod "+w.ns+"/"+x.pod)

@@ -43,6 +43,7 @@ const (
 	NodesByMachine      = "machine"   // key of the machine
 	BindingsByKey       = "key"       // see binding.Keys
 	BindingsByIdentity  = "identity"  // namespace/name of the identity
+	IdentitiesByID      = "id"        // key of the user-assigned identity
 	RequestsByBinding   = "binding"   // spec.binding
 	AssignedByPod       = "pod"       // namespace/name of the pod
 	AssignedByNode      = "node"      // spec.nodename
@@ -73,6 +74,13 @@ func AddIndexes(ctx context.Context, x client.FieldIndexer, requests bool) error
 		}},
 		{&v1.AzureIdentityBinding{}, BindingsByIdentity, func(o client.Object) string {
 			return o.GetNamespace() + "/" + o.(*v1.AzureIdentityBinding).Spec.AzureIdentity
+		}},
+		{&v1.AzureIdentity{}, IdentitiesByID, func(o client.Object) string {
+			id, err := binding.ManagedIdentity(o.(*v1.AzureIdentity))
+			if err != nil {
+				return ""
+			}
+			return id.Key()
 		}},
 		{&v1.AzureAssignedIdentity{}, AssignedByPod, func(o client.Object) string { return Pod(o.(*v1.AzureAssignedIdentity)).String() }},
 		{&v1.AzureAssignedIdentity{}, AssignedByNode, func(o client.Object) string { return o.(*v1.AzureAssignedIdentity).Spec.NodeName }},

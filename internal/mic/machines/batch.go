@@ -42,6 +42,7 @@ type entry struct {
 	leaving  []*v1.AzureAssignedIdentity
 	added    bool // mic put it there
 	pinned   bool // it is never taken away
+	foreign  bool // nothing but an assignment says that it is the cluster's
 	err      error
 	deferred bool // err is of an earlier attempt, and it is too early for the next
 	later    bool // its turn is the next batch
@@ -116,6 +117,11 @@ func (c *Controller) batch(machine azure.ResourceID, m *memory, items []v1.Azure
 			delete(m.refused, key)
 		}
 	}
+	for key := range m.backed {
+		if byKey[key] == nil {
+			delete(m.backed, key)
+		}
+	}
 	return b
 }
 
@@ -157,7 +163,7 @@ func (c *Controller) apply(ctx context.Context, b *batch) error {
 			e.later, b.more = true, true
 		case len(e.wanted) > 0 && !on:
 			add = append(add, e)
-		case len(e.wanted) == 0 && len(e.leaving) > 0 && on && e.added && !e.pinned:
+		case len(e.wanted) == 0 && len(e.leaving) > 0 && on && e.added && !e.pinned && !e.foreign:
 			remove = append(remove, e)
 		}
 	}

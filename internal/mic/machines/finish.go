@@ -28,6 +28,7 @@ const (
 	eventApplyError     = "binding apply error"
 	eventRemoveError    = "binding remove error"
 	eventMachineUnknown = "MachineUnknown"
+	eventUnknown        = "IdentityUnknown"
 )
 
 // writers is how many assignments of one machine are written side by side.
@@ -133,6 +134,11 @@ func (c *Controller) leave(ctx context.Context, b *batch, e *entry, a *v1.AzureA
 	}
 	if err := c.release(ctx, b, a); err != nil {
 		return err
+	}
+	if e.foreign && b.memory.there[e.id.Key()] {
+		c.logger().WarnContext(ctx, "an identity that no AzureIdentity names is left on a machine", "machine", b.machine.String(), "identity", e.id.String(), "assignment", a.Name, "namespace", a.Namespace)
+		c.event(a, corev1.EventTypeWarning, eventUnknown, "Unassign", fmt.Sprintf("no AzureIdentity of this cluster names %s: it is left alone. If it is to leave: %s", e.id, removal(b.machine, e.id)))
+		return nil
 	}
 	c.event(a, corev1.EventTypeNormal, eventRemoved, "Unassign", fmt.Sprintf("Binding %s removed from node %s for pod %s", bindingName(a), a.Spec.NodeName, a.Name))
 	return nil

@@ -17,8 +17,10 @@
 // AzureAssignedIdentity. An identity is added only if, at that moment, a pod
 // exists whose bindings lead to it and whose node stands for that machine by its
 // spec.providerID. An identity is removed only from a machine for which the
-// cluster has, or in the life of this process had, a node; only if the notes say
-// that mic put it there; and never if it is pinned.
+// cluster has, or in the life of this process had, a node; only if an
+// AzureIdentity of the cluster names it, or in the life of this process a binding
+// led a pod of that machine to it; only if the notes say that mic put it there;
+// and never if it is pinned.
 package machines
 
 import (
@@ -208,7 +210,7 @@ func (c *Controller) settle(ctx context.Context, b *batch) (reconcile.Result, er
 	return reconcile.Result{RequeueAfter: spread(c.Recheck)}, nil
 }
 
-// drop takes out of the batch what no binding backs.
+// drop takes out of the batch what no binding backs, and judges the rest.
 func (c *Controller) drop(ctx context.Context, b *batch) error {
 	for _, e := range b.entries {
 		kept := e.wanted[:0]
@@ -222,7 +224,32 @@ func (c *Controller) drop(ctx context.Context, b *batch) error {
 			}
 		}
 		e.wanted = kept
+		if err := c.judge(ctx, b.memory, e); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+// judge notes whether an identity is any of the cluster's: assignments, which
+// may be forged, prove nothing.
+func (c *Controller) judge(ctx context.Context, m *memory, e *entry) error {
+	key := e.id.Key()
+	if len(e.wanted) > 0 {
+		if m.backed == nil {
+			m.backed = map[string]bool{}
+		}
+		m.backed[key] = true
+		return nil
+	}
+	if m.backed[key] || e.id.IsRoot() {
+		return nil
+	}
+	var list v1.AzureIdentityList
+	if err := c.Client.List(ctx, &list, client.MatchingFields{assigned.IdentitiesByID: key}, client.UnsafeDisableDeepCopy, client.Limit(1)); err != nil {
+		return fmt.Errorf("looking for the AzureIdentity of %s: %w", e.id, err)
+	}
+	e.foreign = len(list.Items) == 0
 	return nil
 }
 

@@ -19,6 +19,7 @@ type memory struct {
 	first, last time.Time // events since the last batch
 
 	seen    bool                // the cluster has or had a node on it
+	backed  map[string]bool     // keys of the identities that a binding led to here
 	there   map[string]bool     // keys of the identities that it has; nil if not known
 	checked time.Time           // when there was read
 	until   time.Time           // when it may be asked again after a failure
