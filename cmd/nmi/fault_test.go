@@ -96,7 +96,12 @@ type machine struct {
 	strays []string       // requests that did not come from the agent
 }
 
-const nodeAddress = "10.9.0.1"
+const (
+	nodeAddress      = "10.9.0.1"
+	metadataAddress  = "169.254.169.254"
+	nodeAddress6     = "fd09::1"
+	metadataAddress6 = "fd00:a9fe:a9fe::254"
+)
 
 func must(t *testing.T, err error) {
 	t.Helper()
@@ -121,7 +126,7 @@ func newMachine(t *testing.T) *machine {
 	m.Client, err = client.New(cluster.Config(t), client.Options{Scheme: scheme})
 	must(t, err)
 	m.apiServer(t)
-	m.metadata(t)
+	m.metadata(t, metadataAddress)
 	return m
 }
 
@@ -153,15 +158,15 @@ func (m *machine) apiServer(t *testing.T) {
 
 // metadata serves the machine's metadata service: the token of an identity is
 // its name.
-func (m *machine) metadata(t *testing.T) {
+func (m *machine) metadata(t *testing.T, address string) {
 	t.Helper()
-	l, err := m.Listen(t.Context(), "tcp", "169.254.169.254:80")
+	l, err := m.Listen(t.Context(), "tcp", net.JoinHostPort(address, "80"))
 	must(t, err)
 	s := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		from, _, _ := net.SplitHostPort(r.RemoteAddr)
 		m.mu.Lock()
 		m.asked[from]++
-		if strings.HasPrefix(from, "10.9.0.") && from != nodeAddress {
+		if strings.HasPrefix(from, "10.9.0.") && from != nodeAddress || strings.HasPrefix(from, "fd09::") && from != nodeAddress6 {
 			m.strays = append(m.strays, r.RemoteAddr+" "+r.RequestURI)
 		}
 		m.mu.Unlock()
@@ -185,7 +190,11 @@ func (m *machine) pod(t *testing.T, name, address string) {
 	must(t, err)
 	t.Cleanup(func() { ns.Close() })
 	must(t, ns.Setup(netns.Setup{}))
-	must(t, m.Connect("br0", "v-"+name, ns, netip.MustParsePrefix(address+"/24"), netip.MustParseAddr(nodeAddress)))
+	ip, gateway, bits := netip.MustParseAddr(address), nodeAddress, 24
+	if ip.Is6() {
+		gateway, bits = nodeAddress6, 64
+	}
+	must(t, m.Connect("br0", "v-"+name, ns, netip.PrefixFrom(ip, bits), netip.MustParseAddr(gateway)))
 	m.pods[name] = ns
 	id := &v1.AzureIdentity{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: m.namespace}, Spec: v1.AzureIdentitySpec{
 		ResourceID: "/subscriptions/s/resourcegroups/g/providers/Microsoft.ManagedIdentity/userAssignedIdentities/" + name, ClientID: name,
@@ -197,6 +206,9 @@ func (m *machine) pod(t *testing.T, name, address string) {
 		Spec:       corev1.PodSpec{NodeName: "n1", Containers: []corev1.Container{{Name: "c", Image: "i"}}},
 	}
 	must(t, m.Create(t.Context(), p))
+	t.Cleanup(func() { // no kubelet ends it, and its address must be free for the next test
+		must(t, m.Delete(context.Background(), p, client.GracePeriodSeconds(0)))
+	})
 	p.Status = corev1.PodStatus{Phase: corev1.PodRunning, PodIP: address, PodIPs: []corev1.PodIP{{IP: address}}, ContainerStatuses: []corev1.ContainerStatus{
 		{Name: "c", State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metav1.Now()}}},
 	}}
@@ -236,9 +248,9 @@ func (m *machine) ready(t *testing.T) {
 	})
 }
 
-// ask returns the token that a pod gets; empty if none.
-func ask(ctx context.Context, c *http.Client) string {
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://169.254.169.254/metadata/identity/oauth2/token?resource=r", nil)
+// ask returns the token that a pod gets at an address; empty if none.
+func ask(ctx context.Context, c *http.Client, address string) string {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(address, "80")+"/metadata/identity/oauth2/token?resource=r", nil)
 	if err != nil {
 		return ""
 	}
@@ -277,7 +289,7 @@ func TestAnAgentThatIsKilledUnderLoadLetsNothingThrough(t *testing.T) {
 				c := in(ns)
 				c.Timeout = 500 * time.Millisecond
 				for ctx.Err() == nil {
-					token := ask(ctx, c)
+					token := ask(ctx, c, metadataAddress)
 					mu.Lock()
 					got[name+" "+token]++
 					mu.Unlock()
@@ -336,4 +348,76 @@ func TestAnAgentThatIsKilledUnderLoadLetsNothingThrough(t *testing.T) {
 		t.Errorf("the metadata service was asked by %v: %.5v", m.asked, m.strays)
 	}
 	t.Logf("%v; the metadata service was asked by %v", got, m.asked)
+}
+
+// dual gives the machine IPv6 addresses and a metadata service there.
+func (m *machine) dual(t *testing.T) {
+	t.Helper()
+	must(t, m.Do(func() error {
+		var failures []error
+		for name, address := range map[string]string{"br0": nodeAddress6 + "/64", "lo": metadataAddress6 + "/128"} {
+			link, err := netlink.LinkByName(name)
+			if err != nil {
+				return err
+			}
+			ip, network, err := net.ParseCIDR(address)
+			if err != nil {
+				return err
+			}
+			network.IP = ip
+			failures = append(failures, netlink.AddrAdd(link, &netlink.Addr{IPNet: network, Flags: unix.IFA_F_NODAD}))
+		}
+		return errors.Join(failures...)
+	}))
+	m.metadata(t, metadataAddress6)
+}
+
+func TestPodsWithIPv6AreServedAsThemselves(t *testing.T) {
+	m := newMachine(t)
+	m.dual(t)
+	m.pod(t, "six-one", "fd09::2")
+	m.pod(t, "six-two", "fd09::3")
+	m.pod(t, "four", "10.9.0.2")
+	agent := m.agent(t, "--metadata-ipv6="+metadataAddress6, "--nmi-listen-address-ipv6="+nodeAddress6)
+	m.ready(t)
+	at := func(name string) string {
+		if name == "four" {
+			return metadataAddress
+		}
+		return metadataAddress6
+	}
+	for name, ns := range m.pods {
+		c := in(ns)
+		labtest.Eventually(t, t.Context(), func() error { // the kernel looks whether a new address is taken
+			switch got := ask(t.Context(), c, at(name)); got {
+			case "token-of-" + name:
+				return nil
+			case "":
+				return fmt.Errorf("no token for %s", name)
+			default:
+				t.Fatalf("%s got %s", name, got)
+				return nil
+			}
+		})
+	}
+	must(t, agent.Process.Kill())
+	_ = agent.Wait() // killed
+	for name, ns := range m.pods {
+		if got := ask(t.Context(), in(ns), at(name)); got != "" {
+			t.Errorf("without an agent %s got %s", name, got)
+		}
+	}
+	m.mu.Lock()
+	strays := m.strays
+	m.mu.Unlock()
+	if len(strays) > 0 {
+		t.Errorf("the metadata service was asked by %v", strays)
+	}
+	// The pods had a way there all the time.
+	must(t, m.agent(t, "--metadata-ipv6="+metadataAddress6, "--remove").Wait())
+	for name, ns := range m.pods {
+		if got := ask(t.Context(), in(ns), at(name)); got != "token-of-" {
+			t.Errorf("without the redirection %s got %q", name, got)
+		}
+	}
 }
