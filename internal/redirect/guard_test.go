@@ -204,27 +204,39 @@ func TestABridgeIsNotToldThatAPodHasMoved(t *testing.T) {
 			expect(t, n.NS, at, "victim saw 10.9.0.1")
 			th := newThief(t, n.pods[1], n.hardware(t, n.NS, "br0"))
 			th.source = n.hardware(t, n.pods[0], "eth0")
-			th.segment(t, netip.MustParseAddr("10.9.0.3"), metadata, syn, 1000, 0, "")
-			if got, err := ask(t, n.NS, at); (err == nil) != guarded {
-				t.Errorf("what is sent to the victim: %q, %v", got, err)
+			steal := func() error {
+				th.segment(t, netip.MustParseAddr("10.9.0.3"), metadata, syn, 1000, 0, "")
+				_, err := ask(t, n.NS, at)
+				return err
+			}
+			if !guarded { // a late frame of the victim's may tell the bridge otherwise
+				eventually(t, func() error {
+					if steal() == nil {
+						return errors.New("what is sent to the victim still arrives there")
+					}
+					return nil
+				})
+				return
+			}
+			for range 5 {
+				must(t, steal())
 			}
 		})
 	}
 }
+
+// synAgain is after how long Linux sends a SYN again (RFC 6298 section 2).
+const synAgain = time.Second
 
 func TestANewPodIsAnsweredAtItsFirstPacket(t *testing.T) {
 	n := newNode(t)
 	n.serve(t, agent, "agent")
 	g := start(t, n, guard())
 	pod := n.pod(t, 5)
-	began := time.Now()
 	g.admitted(t, "10.9.0.7")
-	if took := time.Since(began); took > 100*time.Millisecond {
-		t.Errorf("it took %s until the pod was admitted", took)
-	}
-	began = time.Now()
+	began := time.Now()
 	expect(t, pod, metadata, "agent saw 10.9.0.7")
-	if took := time.Since(began); took > 500*time.Millisecond {
+	if took := time.Since(began); took >= synAgain {
 		t.Errorf("a packet was sent twice: it took %s", took)
 	}
 }
@@ -276,7 +288,7 @@ func TestAReusedAddressIsAnsweredAtItsFirstPacket(t *testing.T) {
 		last = p
 		began := time.Now()
 		expect(t, pod, metadata, "agent saw 10.9.0.7")
-		if took := time.Since(began); took > 500*time.Millisecond {
+		if took := time.Since(began); took >= synAgain {
 			t.Errorf("a packet was sent twice: it took %s", took)
 		}
 		must(t, n.Do(func() error {

@@ -142,7 +142,7 @@ func (th *thief) segment(t *testing.T, from netip.Addr, to netip.AddrPort, flags
 // receive waits for a segment to our port from to, and returns its sequence
 // number and data.
 func (th *thief) receive(to netip.AddrPort, victim netip.Addr, withData bool) (seq uint32, data string, ok bool) {
-	deadline := time.Now().Add(300 * time.Millisecond)
+	deadline := time.Now().Add(time.Second)
 	b := make([]byte, 2048)
 	for time.Now().Before(deadline) {
 		n, _, err := unix.Recvfrom(th.fd, b, 0)

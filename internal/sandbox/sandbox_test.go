@@ -194,7 +194,7 @@ func TestPodsAreFoundThatWereThereAndThatCome(t *testing.T) {
 	began := time.Now()
 	n.plug(namespace(t), "veth2", "eth0", "10.9.0.3/24")
 	second := find(t, table, "10.9.0.3", "veth2")
-	if took := time.Since(began); took > 100*time.Millisecond {
+	if took := time.Since(began); took >= slowest {
 		t.Errorf("a new pod was found after %s", took)
 	}
 	if second.Generation <= first.Generation || second.Index == first.Index || second.Since.Before(began) {
@@ -207,6 +207,10 @@ func TestPodsAreFoundThatWereThereAndThatCome(t *testing.T) {
 	}
 }
 
+// slowest is what the table must beat on any machine: it listens, and does not
+// only look around now and then.
+const slowest = time.Second
+
 // The plugin makes the cable first, and asks for an address afterwards.
 func TestAPodWhoseAddressComesLateIsFoundSoonAfter(t *testing.T) {
 	n := newNode(t)
@@ -217,7 +221,7 @@ func TestAPodWhoseAddressComesLateIsFoundSoonAfter(t *testing.T) {
 	began := time.Now()
 	give(t, pod, "eth0", "10.9.0.2/24")
 	find(t, table, "10.9.0.2", "veth1")
-	if took := time.Since(began); took > 100*time.Millisecond {
+	if took := time.Since(began); took >= slowest {
 		t.Errorf("it took %s", took)
 	}
 }
