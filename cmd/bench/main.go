@@ -33,7 +33,7 @@ const quiet = 0.05
 
 const usage = `bench measures what the documents promise about speed.
 
-  bench                      the whole table, about 10 minutes on 2 cores
+  bench                      the whole table, about 8 minutes on 2 cores
   bench --quick              shorter and smaller, about 3 minutes
   bench cached-token memory  some experiments or rows by name; bench --list
                              shows them

@@ -13,7 +13,7 @@ func TestCommandLines(t *testing.T) {
 		out, errOut string
 	}{
 		"the list names experiments and rows":       {[]string{"--list"}, 0, "cached-cpu", ""},
-		"help is no failure":                        {[]string{"--help"}, 0, "", "about 10 minutes"},
+		"help is no failure":                        {[]string{"--help"}, 0, "", "about 8 minutes"},
 		"a flag that does not exist is wrong usage": {[]string{"--fast"}, 2, "", "-fast"},
 		"an output that does not exist is, too":     {[]string{"-o", "yaml"}, 2, "", `only "json"`},
 		"a row that does not exist says what to do": {[]string{"speed"}, 1, "", "--list"},

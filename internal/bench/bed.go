@@ -163,7 +163,8 @@ func (b *bed) applyCRDs(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, text := range crds {
+	paths := make([]string, len(crds))
+	for i, text := range crds {
 		u := &unstructured.Unstructured{}
 		if err := yaml.Unmarshal(text, &u.Object); err != nil {
 			return fmt.Errorf("reading a CRD: %w", err)
@@ -171,15 +172,16 @@ func (b *bed) applyCRDs(ctx context.Context) error {
 		if err := b.objects.Create(ctx, u); err != nil {
 			return fmt.Errorf("creating the CRD %s: %w", u.GetName(), err)
 		}
-		group, _, _ := unstructured.NestedString(u.Object, "spec", "group")
-		plural, _, _ := unstructured.NestedString(u.Object, "spec", "names", "plural")
-		versions, _, _ := unstructured.NestedSlice(u.Object, "spec", "versions")
-		version, _, _ := unstructured.NestedString(versions[0].(map[string]any), "name")
-		err := until(ctx, 30*time.Second, func() error {
-			return b.kube.CoreV1().RESTClient().Get().AbsPath("/apis", group, version, plural).Do(ctx).Error()
-		})
-		if err != nil {
-			return fmt.Errorf("waiting for the CRD %s: %w", u.GetName(), err)
+		var version string
+		if versions, _, _ := unstructured.NestedSlice(u.Object, "spec", "versions"); len(versions) > 0 {
+			version, _, _ = unstructured.NestedString(versions[0].(map[string]any), "name")
+		}
+		plural, group, _ := strings.Cut(u.GetName(), ".")
+		paths[i] = "/apis/" + group + "/" + version + "/" + plural
+	}
+	for _, path := range paths {
+		if err := until(ctx, 30*time.Second, func() error { return b.kube.CoreV1().RESTClient().Get().AbsPath(path).Do(ctx).Error() }); err != nil {
+			return fmt.Errorf("waiting until %s is served: %w", path, err)
 		}
 	}
 	return nil
