@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -254,6 +255,49 @@ func TestWhatIsHeldIsSlim(t *testing.T) {
 }
 
 // A change wakes those whom it concerns and nobody else.
+// A list after the API server was away tells of deletions by silence.
+func TestWhatIsNotInANewListIsGone(t *testing.T) {
+	w := empty(Config{Node: "n1"})
+	w.put(report("1", a, time.Time{}, func(p *corev1.Pod) { p.Labels = map[string]string{v1.BindingLabel: "app-1"} }))
+	pod, err := w.Pod(nmi.Who{UID: "1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bindings, identities, pods := w.shelf(kind{}), w.shelf(kind{}), w.shelf(kind{})
+	fill := func(s *shelf, objs ...any) {
+		t.Helper()
+		if err := s.Replace(objs, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	outcome := func() string {
+		world, _ := w.World(pod)
+		bound, problems := binding.Of(pod, world)
+		return fmt.Sprint(len(bound), " ", len(problems))
+	}
+	for _, step := range []struct {
+		do   func()
+		want string
+	}{
+		{func() { fill(bindings, bindingOf(1), bindingOf(2)); fill(identities, identity(1), identity(2)) }, "1 0"},
+		{func() { fill(identities, identity(2)) }, "0 1"},
+		{func() { fill(identities, slimmed(t, identity(1))) }, "1 0"}, // as the reflector hands over what it has slimmed
+		{func() { fill(bindings, bindingOf(2)) }, "0 0"},
+	} {
+		if step.do(); outcome() != step.want {
+			t.Errorf("got %s, want %s", outcome(), step.want)
+		}
+	}
+	fill(pods, report("1", a, time.Time{}))
+	fill(pods)
+	if _, err := w.Pod(nmi.Who{UID: "1"}); err == nil {
+		t.Error("a pod that is not in the list is known")
+	}
+	if len(w.bindings) != 1 || len(w.identities) != 1 || len(w.byUID) != 0 {
+		t.Errorf("%d bindings, %d identities, %d pods", len(w.bindings), len(w.identities), len(w.byUID))
+	}
+}
+
 // A request that has read its pod before a label changed must not leave what it
 // sees behind for the requests after it.
 func TestAnOldPodLeavesNoViewForTheNewOne(t *testing.T) {

@@ -34,7 +34,6 @@ type indexes struct {
 	bindings    named[*packedBinding]
 	bySelector  map[string][]*packedBinding // those that have one
 	byNamespace map[string][]*packedBinding // those without
-	byIdentity  map[name][]*packedBinding
 	identities  named[*packedIdentity]
 	assigned    map[name]named[*v1.AzureAssignedIdentity]       // by pod
 	exceptions  map[string]named[*v1.AzurePodIdentityException] // by namespace
@@ -45,7 +44,7 @@ func newIndexes() indexes {
 	return indexes{
 		byUID: map[string]*entry{}, byName: map[name]*entry{}, byAddress: map[netip.Addr][]*entry{},
 		bindings: named[*packedBinding]{}, bySelector: map[string][]*packedBinding{}, byNamespace: map[string][]*packedBinding{},
-		byIdentity: map[name][]*packedBinding{}, identities: named[*packedIdentity]{}, assigned: map[name]named[*v1.AzureAssignedIdentity]{},
+		identities: named[*packedIdentity]{}, assigned: map[name]named[*v1.AzureAssignedIdentity]{},
 		exceptions: map[string]named[*v1.AzurePodIdentityException]{}, asked: map[name]named[*lanyard.AccessRequest]{},
 	}
 }
@@ -182,17 +181,9 @@ func (w *Watcher) remove(obj any) {
 }
 
 func (w *Watcher) touchIdentity(id name) {
-	of := w.byIdentity[id]
-	if len(of) == 0 {
-		return
-	}
+	leads := func(b *packedBinding) bool { return b.identity == id.name && b.namespace == id.namespace }
 	w.touch(func(p binding.Pod) bool {
-		for _, b := range of {
-			if may(b, p) {
-				return true
-			}
-		}
-		return false
+		return slices.ContainsFunc(w.bySelector[p.Labels[v1.BindingLabel]], leads) || slices.ContainsFunc(w.byNamespace[p.Namespace], leads)
 	})
 }
 
@@ -213,8 +204,6 @@ func (w *Watcher) putBinding(b *packedBinding) {
 	} else {
 		w.byNamespace[b.namespace] = append(w.byNamespace[b.namespace], b)
 	}
-	id := name{b.namespace, b.identity}
-	w.byIdentity[id] = append(w.byIdentity[id], b)
 	w.touch(func(p binding.Pod) bool { return may(b, p) || old != nil && may(old, p) })
 }
 
@@ -225,7 +214,6 @@ func (w *Watcher) unindex(b *packedBinding) {
 	} else {
 		drop(w.byNamespace, b.namespace, b.name)
 	}
-	drop(w.byIdentity, name{b.namespace, b.identity}, b.name)
 }
 
 // drop keeps an index free of empty lists. Most have one element: a map each

@@ -225,7 +225,7 @@ func TestEveryChangeIsToldAndSeen(t *testing.T) {
 	labtest.Eventually(t, ctx, func() error { // the kind is found at the start
 		w.mu.RLock()
 		defer w.mu.RUnlock()
-		if !w.requests {
+		if last := w.shelves[len(w.shelves)-1]; last.resource != lanyard.ResourceAccessRequests {
 			return errors.New("AccessRequests are not watched")
 		}
 		return nil

@@ -23,9 +23,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
-	toolscache "k8s.io/client-go/tools/cache"
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
 	lanyard "github.com/lanyard-id/lanyard/api/lanyard/v1alpha1"
@@ -57,16 +55,14 @@ type Config struct {
 type Watcher struct {
 	config    Config
 	access    rest.Interface // of AccessRequests
-	informers []toolscache.SharedIndexInformer
 	calendars binding.Calendars
 
 	mu sync.RWMutex
 	indexes
-	waiters  map[*waiter]struct{}
-	changed  map[*entry]struct{} // pods that Config.Changed is yet to be told of
-	hasMore  chan struct{}       // capacity 1
-	syncs    []toolscache.InformerSynced
-	requests bool // AccessRequests are watched
+	waiters map[*waiter]struct{}
+	changed map[*entry]struct{} // pods that Config.Changed is yet to be told of
+	hasMore chan struct{}       // capacity 1
+	shelves []*shelf
 }
 
 // New prepares a Watcher. It knows nothing before Run has synced.
@@ -101,59 +97,13 @@ func New(c Config) (*Watcher, error) {
 		}})
 	}
 	for _, k := range kinds {
-		informer, err := w.informer(k)
-		if err != nil {
-			return nil, err
-		}
-		w.informers = append(w.informers, informer)
+		w.shelf(k)
 	}
 	return w, nil
 }
 
 func empty(c Config) *Watcher {
 	return &Watcher{config: c, indexes: newIndexes(), waiters: map[*waiter]struct{}{}, changed: map[*entry]struct{}{}, hasMore: make(chan struct{}, 1)}
-}
-
-// A kind is what is watched.
-type kind struct {
-	api      rest.Interface
-	resource string
-	example  runtime.Object
-	only     func(*metav1.ListOptions) // nil means all
-}
-
-func (w *Watcher) informer(k kind) (toolscache.SharedIndexInformer, error) {
-	only := k.only
-	if only == nil {
-		only = func(*metav1.ListOptions) {}
-	}
-	informer := toolscache.NewSharedIndexInformer(toolscache.NewFilteredListWatchFromClient(k.api, k.resource, metav1.NamespaceAll, only), k.example, 0, nil)
-	registration, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
-		AddFunc:    func(o any) { w.put(o) },
-		UpdateFunc: func(_, o any) { w.put(o) },
-		DeleteFunc: func(o any) {
-			if last, ok := o.(toolscache.DeletedFinalStateUnknown); ok {
-				o = last.Obj
-			}
-			w.remove(o)
-		},
-	})
-	if err == nil {
-		err = informer.SetTransform(slim)
-	}
-	if err == nil && w.config.Trouble != nil {
-		err = informer.SetWatchErrorHandlerWithContext(func(ctx context.Context, r *toolscache.Reflector, err error) {
-			toolscache.DefaultWatchErrorHandler(ctx, r, err)
-			w.config.Trouble(ctx, err)
-		})
-	}
-	if err != nil {
-		return nil, fmt.Errorf("watching %s: %w", k.resource, err)
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.syncs = append(w.syncs, registration.HasSynced)
-	return informer, nil
 }
 
 // requestsInterval is how often it is looked whether the cluster has the kind
@@ -167,12 +117,11 @@ func (w *Watcher) Run(ctx context.Context) error {
 	defer running.Wait()
 	defer cancel()
 	running.Go(func() { w.tell(ctx) })
-	running.Go(func() { w.watchRequests(ctx) })
 	running.Go(func() { w.follow(ctx) })
-	for _, informer := range w.informers {
-		running.Go(func() { informer.RunWithContext(ctx) })
+	for _, s := range w.shelves {
+		running.Go(func() { s.run(ctx) })
 	}
-	<-ctx.Done()
+	w.watchRequests(ctx)
 	return nil
 }
 
@@ -187,7 +136,8 @@ func (w *Watcher) watchRequests(ctx context.Context) {
 		}
 		_, err := w.access.Get().AbsPath("/apis", lanyard.GroupVersion().String()).DoRaw(ctx)
 		if err == nil {
-			w.runRequests(ctx)
+			requests := w.shelf(kind{w.access, lanyard.ResourceAccessRequests, &lanyard.AccessRequest{}, nil})
+			requests.run(ctx)
 			return
 		}
 		if !apierrors.IsNotFound(err) && w.config.Trouble != nil && ctx.Err() == nil {
@@ -197,24 +147,20 @@ func (w *Watcher) watchRequests(ctx context.Context) {
 	}
 }
 
-func (w *Watcher) runRequests(ctx context.Context) {
-	informer, err := w.informer(kind{w.access, lanyard.ResourceAccessRequests, &lanyard.AccessRequest{}, nil})
-	if err != nil {
-		return // only what runs already refuses its settings
-	}
-	w.mu.Lock()
-	w.requests = true
-	w.mu.Unlock()
-	informer.RunWithContext(ctx)
-}
-
 // Synced waits until the caches and the indexes are filled and reports whether
 // they are.
 func (w *Watcher) Synced(ctx context.Context) bool {
 	w.mu.RLock()
-	syncs := w.syncs
+	shelves := w.shelves
 	w.mu.RUnlock()
-	return toolscache.WaitForCacheSync(ctx.Done(), syncs...)
+	for _, s := range shelves {
+		select {
+		case <-s.filled:
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
 }
 
 // tell tells Config.Changed of the pods that changed.

@@ -3,9 +3,9 @@ package nodewatch
 import (
 	"encoding/json"
 	"fmt"
+	"unique"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
 )
@@ -15,13 +15,12 @@ import (
 // fields; packed they are what their JSON is. They are unpacked for a view.
 type packed struct {
 	name
-	uid, version string
-	json         []byte
+	json []byte
 }
 
-// GetObjectMeta implements metav1.ObjectMetaAccessor, which an informer needs.
+// GetObjectMeta implements metav1.ObjectMetaAccessor, which a reflector needs.
 func (p *packed) GetObjectMeta() metav1.Object {
-	return &metav1.ObjectMeta{Namespace: p.namespace, Name: p.name.name, UID: types.UID(p.uid), ResourceVersion: p.version}
+	return &metav1.ObjectMeta{Namespace: p.namespace, Name: p.name.name}
 }
 
 type packedIdentity struct{ packed }
@@ -40,7 +39,7 @@ func pack(o metav1.Object) (packed, error) {
 	}
 	tight := make([]byte, len(data)) // without the room that encoding left
 	copy(tight, data)
-	return packed{name{o.GetNamespace(), o.GetName()}, string(o.GetUID()), o.GetResourceVersion(), tight}, nil
+	return packed{name{unique.Make(o.GetNamespace()).Value(), o.GetName()}, tight}, nil
 }
 
 // unpack returns nil for an identity that is not there.
