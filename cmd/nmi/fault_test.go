@@ -23,6 +23,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -420,4 +421,39 @@ func TestPodsWithIPv6AreServedAsThemselves(t *testing.T) {
 			t.Errorf("without the redirection %s got %q", name, got)
 		}
 	}
+}
+
+func TestWhatIsDoneForAPodBeforeItAsks(t *testing.T) {
+	m := newMachine(t)
+	m.pod(t, "early", "10.9.0.2")
+	host := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "host", Namespace: m.namespace, Labels: map[string]string{v1.BindingLabel: "early"}},
+		Spec:       corev1.PodSpec{NodeName: "n1", HostNetwork: true, Containers: []corev1.Container{{Name: "c", Image: "i"}}},
+	}
+	must(t, m.Create(t.Context(), host))
+	t.Cleanup(func() { must(t, m.Delete(context.Background(), host, client.GracePeriodSeconds(0))) })
+	agent := m.agent(t, "--prefetch-resources=soon")
+	m.ready(t)
+	labtest.Eventually(t, t.Context(), func() error {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.asked[metadataAddress] != 1 { // from its own address, on the machine
+			return fmt.Errorf("the metadata service was asked by %v", m.asked)
+		}
+		return nil
+	})
+	labtest.Eventually(t, t.Context(), func() error {
+		var all eventsv1.EventList
+		if err := m.List(t.Context(), &all, client.InNamespace(m.namespace)); err != nil {
+			return err
+		}
+		for _, e := range all.Items {
+			if e.Reason == "HostNetworkPod" && e.Regarding.Kind == "AzureIdentityBinding" && e.Regarding.Name == "early" && e.Related.Name == "host" {
+				return nil
+			}
+		}
+		return fmt.Errorf("nobody warns of the pod in the host's network among %d events", len(all.Items))
+	})
+	must(t, agent.Process.Signal(syscall.SIGTERM))
+	must(t, agent.Wait())
 }

@@ -141,6 +141,7 @@ func (c config) serve(ctx context.Context, kube *rest.Config, address netip.Addr
 			logger.WarnContext(ctx, "somebody else removed the redirection; installing it again")
 		})
 	})
+	g.Go(func() error { return release(ctx) })
 	g.Go(func() error { return a.watcher.Run(ctx) })
 	g.Go(func() error { return a.journal.Run(ctx) })
 	g.Go(func() error { return a.source.Run(ctx) })
@@ -149,7 +150,6 @@ func (c config) serve(ctx context.Context, kube *rest.Config, address netip.Addr
 		if !a.watcher.Synced(ctx) {
 			return ctx.Err()
 		}
-		debug.FreeOSMemory() // what the first lists took
 		a.state.active.Store(true)
 		logger.InfoContext(ctx, "answering pods", "address", address.String(), "node", c.node, "version", version)
 		g, ctx := errgroup.WithContext(ctx)
