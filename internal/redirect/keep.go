@@ -50,11 +50,6 @@ func (w *Writer) restore(lost func()) error {
 	return w.install()
 }
 
-// Keep keeps rules that need no Writer: those without Guard.
-func Keep(ctx context.Context, r Rules, interval time.Duration, lost func()) error {
-	return (&Writer{Rules: r}).Keep(ctx, interval, lost)
-}
-
 // installed reports whether all tables are there with all of their rules and
 // elements.
 func (w *Writer) installed() (bool, error) {

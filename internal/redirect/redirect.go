@@ -206,9 +206,6 @@ func (w *Writer) logger() *slog.Logger {
 	return slog.Default()
 }
 
-// Install writes rules that need no Writer: those without Guard.
-func Install(r Rules) error { return (&Writer{Rules: r}).Install() }
-
 // Remove takes the rules away and cuts the connections that they led: pods
 // then reach the node's own metadata service. metadata is one or both of the
 // addresses that pods asked. It is no error if there are no rules.

@@ -176,7 +176,7 @@ func (n *node) serve(t *testing.T, at netip.AddrPort, name string) net.Listener 
 
 func (n *node) install(t *testing.T) {
 	t.Helper()
-	must(t, n.Do(func() error { return Install(Rules{Metadata: metadata, Agent: agent}) }))
+	must(t, n.Do(func() error { return (&Writer{Rules: Rules{Metadata: metadata, Agent: agent}}).Install() }))
 }
 
 // ask connects from a namespace and asks once.
@@ -314,7 +314,7 @@ func TestAddressesThatCannotBeLedToAreRefused(t *testing.T) {
 		"nothing at all":                     {Rules{}, "not an IPv4 address and a port"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if err := Install(tt.rules); err == nil || !strings.Contains(err.Error(), tt.want) {
+			if err := (&Writer{Rules: tt.rules}).Install(); err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, want an error with %q", err, tt.want)
 			}
 		})
@@ -340,7 +340,8 @@ func TestRulesThatSomebodyElseTookAwayComeBack(t *testing.T) {
 			done := make(chan error, 1)
 			go func() {
 				done <- n.Do(func() error {
-					return Keep(ctx, Rules{Metadata: metadata, Agent: agent}, 10*time.Millisecond, func() { losses <- struct{}{} })
+					w := &Writer{Rules: Rules{Metadata: metadata, Agent: agent}}
+					return w.Keep(ctx, 10*time.Millisecond, func() { losses <- struct{}{} })
 				})
 			}()
 			must(t, n.Do(func() error {
