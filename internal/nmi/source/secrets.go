@@ -23,6 +23,7 @@ import (
 
 const (
 	maxSecrets = 1024            // in use on one node
+	fairShare  = 256             // of one namespace's
 	secretIdle = 2 * time.Hour   // an SDK that holds a token asks once an hour
 	rereadEach = time.Second     // where the watch is forbidden
 	rewatch    = 5 * time.Minute // until a forbidden watch is tried again
@@ -83,6 +84,8 @@ func (s *secrets) follow(ctx context.Context, name types.NamespacedName) (*secre
 		return nil, errors.New("the agent ends")
 	case len(s.used) >= maxSecrets:
 		return nil, fmt.Errorf("%d Secrets are in use on this node already", len(s.used))
+	case s.of(name.Namespace) >= fairShare:
+		return nil, fmt.Errorf("%d Secrets of namespace %s are in use on this node already", fairShare, name.Namespace)
 	default:
 		ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 		w = &secret{name: name, owner: s, cancel: cancel, known: make(chan struct{})}
@@ -94,6 +97,17 @@ func (s *secrets) follow(ctx context.Context, name types.NamespacedName) (*secre
 	}
 	w.usedAt.Store(now)
 	return w, nil
+}
+
+// of counts the Secrets of a namespace. s.mu is held.
+func (s *secrets) of(namespace string) int {
+	n := 0
+	for name := range s.used {
+		if name.Namespace == namespace {
+			n++
+		}
+	}
+	return n
 }
 
 // close ends all watches.

@@ -85,6 +85,26 @@ func TestAnAgentThatMayReadNoSecretSaysSo(t *testing.T) {
 	}
 }
 
+func TestOneNamespaceLeavesTheOthersTheirSecrets(t *testing.T) {
+	f := newFixture(t, "right")
+	f.put(t, map[string]string{"clientSecret": "right"})
+	run(t, f.source)
+	greedy := f.id.DeepCopy()
+	greedy.Namespace = cluster.Namespace(t)
+	greedy.Spec.ClientPassword.Namespace = greedy.Namespace
+	for i := range 300 {
+		greedy.Spec.ClientPassword.Name = fmt.Sprint("secret-", i)
+		f.source.Prefetch(t.Context(), greedy)
+	}
+	_, err := f.source.Tokens(t.Context(), greedy, vault)
+	if err == nil || !strings.Contains(err.Error(), "256 Secrets of namespace "+greedy.Namespace+" are in use") {
+		t.Errorf("the 300th of one namespace: %v", err)
+	}
+	if got := f.token(t, vault); !strings.Contains(got, "by right") {
+		t.Errorf("another namespace got %s", got)
+	}
+}
+
 func TestAnAgentMayBeAllowedToReadOneSecretByName(t *testing.T) {
 	f := newFixture(t, "old", "new")
 	f.put(t, map[string]string{"clientSecret": "old"})
