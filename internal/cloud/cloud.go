@@ -43,6 +43,7 @@ import (
 	"github.com/lanyard-id/lanyard/internal/azure"
 	"github.com/lanyard-id/lanyard/internal/cloud/authority"
 	"github.com/lanyard-id/lanyard/internal/cloud/control"
+	"github.com/lanyard-id/lanyard/internal/cloud/directory"
 	"github.com/lanyard-id/lanyard/internal/cloud/fault"
 	"github.com/lanyard-id/lanyard/internal/cloud/journal"
 	"github.com/lanyard-id/lanyard/internal/cloud/login"
@@ -409,6 +410,12 @@ func (c *Cloud) issuerClient(own map[string]http.Handler) *http.Client {
 		DisableKeepAlives: true,
 	}
 	return &http.Client{Transport: t, Timeout: 15 * time.Second}
+}
+
+// Check verifies what must hold between any two requests. For tests that make
+// the cloud fail, and for whoever suspects a state directory.
+func (c *Cloud) Check() error {
+	return errors.Join(c.db.View(management.Check), c.db.View(directory.Check))
 }
 
 // Close ends all tunnels and releases the state directory. Servers in front
