@@ -222,26 +222,26 @@ func TestTheEndOfRunEndsFetches(t *testing.T) {
 func TestAMetadataServiceThatReturnsTheSameTokenIsAskedFewTimes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ends := time.Now().Add(24 * time.Hour)
-		var calls int
+		var calls atomic.Int64
 		c := &token.Cache[string]{Fetch: func(context.Context, string) (token.Token, error) {
-			calls++
+			calls.Add(1)
 			return token.Token{AccessToken: "same", ExpiresOn: ends}, nil
 		}}
 		for time.Now().Before(ends) {
 			get(t, c, "a")
 			pass(time.Second)
 		}
-		if calls < 3 || calls > 40 {
-			t.Errorf("asked %d times for one token of 24 h", calls)
+		if n := calls.Load(); n < 3 || n > 40 {
+			t.Errorf("asked %d times for one token of 24 h", n)
 		}
 		// By this clock it is over, but the service insists: once a second.
-		calls = 0
+		calls.Store(0)
 		for range 100 {
 			get(t, c, "a")
 			pass(100 * time.Millisecond)
 		}
-		if calls > 11 {
-			t.Errorf("asked %d times in 10 s for a token that is over", calls)
+		if n := calls.Load(); n > 11 {
+			t.Errorf("asked %d times in 10 s for a token that is over", n)
 		}
 	})
 }
