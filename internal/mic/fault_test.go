@@ -14,6 +14,7 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
 	"github.com/lanyard-id/lanyard/internal/azure"
@@ -221,6 +222,65 @@ func TestAForgedAssignmentMovesNoMachine(t *testing.T) {
 			w.awaitCloud(c, w.set, "mine own")
 		})
 	}
+}
+
+func TestAnIdentityLeavesTheMachineThoughItsAssignmentWasForcedAway(t *testing.T) {
+	w, c := newWorld(t), &cloud{}
+	c.put(w.set, "before")
+	w.run(c)
+	w.bind("i")
+	p := w.pod(w.ns, "p", w.node, w.label("i"))
+	w.await(w.ns, "p", "i=Assigned")
+	w.remove(p)
+	w.eventually(func() error { // whoever is first
+		items, err := w.assigned(w.ns, "p")
+		if err != nil || len(items) == 0 {
+			return err
+		}
+		forced := items[0].DeepCopy()
+		forced.Finalizers = nil
+		return client.IgnoreNotFound(w.Patch(w.Context(), forced, client.MergeFrom(&items[0])))
+	})
+	w.await(w.ns, "p", "")
+	w.awaitCloud(c, w.set, "before")
+}
+
+// Only one of the assignments of an identity on a machine has the finalizer.
+func TestTheFinalizerIsPassedOnWhileAPodUsesTheIdentity(t *testing.T) {
+	w, c := newWorld(t), &cloud{}
+	c.put(w.set, "before")
+	w.run(c)
+	w.bind("i")
+	pods := map[string]func(){}
+	for _, name := range []string{"a", "b", "c"} {
+		p := w.pod(w.ns, name, w.node, w.label("i"))
+		pods[name] = func() { w.remove(p) }
+		w.await(w.ns, name, "i=Assigned")
+	}
+	for len(pods) > 0 {
+		var holder string
+		w.eventually(func() error {
+			holder = ""
+			for name := range pods {
+				items, err := w.assigned(w.ns, name)
+				if err != nil || len(items) != 1 {
+					return fmt.Errorf("%s has %d assignments, %w", name, len(items), err)
+				}
+				if len(items[0].Finalizers) > 0 {
+					holder += name
+				}
+			}
+			if len(holder) != 1 {
+				return fmt.Errorf("%q hold the identity", holder)
+			}
+			return nil
+		})
+		w.awaitCloud(c, w.set, "before i")
+		pods[holder]()
+		delete(pods, holder)
+		w.await(w.ns, holder, "")
+	}
+	w.awaitCloud(c, w.set, "before")
 }
 
 func TestASubscriptionThatThrottlesIsLeftAloneAndNoOther(t *testing.T) {

@@ -178,7 +178,7 @@ func TestTwoHundredPodsAtOnceHaveTheirIdentitiesInSeconds(t *testing.T) {
 	if patches > 4 {
 		t.Errorf("%d requests to change one machine", patches)
 	}
-	if n, _ := writes.Load("azureassignedidentities"); n.(*atomic.Int64).Load() > 4*200+20 {
+	if n, _ := writes.Load("azureassignedidentities"); n.(*atomic.Int64).Load() > 3*200+80 {
 		t.Errorf("%d writes to assignments", n.(*atomic.Int64).Load())
 	}
 }

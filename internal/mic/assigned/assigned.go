@@ -85,18 +85,7 @@ func AddIndexes(ctx context.Context, x client.FieldIndexer, requests bool) error
 		{&v1.AzureAssignedIdentity{}, AssignedByPod, func(o client.Object) string { return Pod(o.(*v1.AzureAssignedIdentity)).String() }},
 		{&v1.AzureAssignedIdentity{}, AssignedByNode, func(o client.Object) string { return o.(*v1.AzureAssignedIdentity).Spec.NodeName }},
 		{&v1.AzureAssignedIdentity{}, AssignedByMachine, func(o client.Object) string { return MachineKey(o.(*v1.AzureAssignedIdentity)) }},
-		{&v1.AzureAssignedIdentity{}, AssignedByPlacement, func(o client.Object) string {
-			a := o.(*v1.AzureAssignedIdentity)
-			machine := MachineKey(a)
-			if machine == "" || a.Spec.AzureIdentityRef == nil {
-				return ""
-			}
-			id, err := binding.ManagedIdentity(a.Spec.AzureIdentityRef)
-			if err != nil {
-				return ""
-			}
-			return Placement(machine, id)
-		}},
+		{&v1.AzureAssignedIdentity{}, AssignedByPlacement, func(o client.Object) string { return PlacementOf(o.(*v1.AzureAssignedIdentity)) }},
 		{&v1.AzureAssignedIdentity{}, AssignedByBinding, func(o client.Object) string {
 			if ref := o.(*v1.AzureAssignedIdentity).Spec.AzureBindingRef; ref != nil {
 				return ref.Namespace + "/" + ref.Name
@@ -141,6 +130,36 @@ func AddIndexes(ctx context.Context, x client.FieldIndexer, requests bool) error
 // Placement is the index key of one identity on one machine.
 func Placement(machine string, identity azure.ResourceID) string {
 	return machine + "|" + identity.Key()
+}
+
+// PlacementOf is that of an assignment; empty if it names no machine or identity.
+func PlacementOf(a *v1.AzureAssignedIdentity) string {
+	machine := MachineKey(a)
+	if machine == "" || a.Spec.AzureIdentityRef == nil {
+		return ""
+	}
+	id, err := binding.ManagedIdentity(a.Spec.AzureIdentityRef)
+	if err != nil {
+		return ""
+	}
+	return Placement(machine, id)
+}
+
+// EventRemoved is the reason of the event that an assignment has ended, as Pod
+// Identity v1 wrote it.
+const EventRemoved = "binding removed"
+
+// Removed is the note of that event.
+func Removed(a *v1.AzureAssignedIdentity) string {
+	return fmt.Sprintf("Binding %s removed from node %s for pod %s", BindingName(a), a.Spec.NodeName, a.Name)
+}
+
+// BindingName is empty for an assignment that somebody wrote without one.
+func BindingName(a *v1.AzureAssignedIdentity) string {
+	if a.Spec.AzureBindingRef == nil {
+		return ""
+	}
+	return a.Spec.AzureBindingRef.Name
 }
 
 // Pod is the key of the pod that an assignment is for.

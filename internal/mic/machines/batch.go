@@ -42,6 +42,8 @@ type entry struct {
 	leaving  []*v1.AzureAssignedIdentity
 	added    bool // mic put it there
 	pinned   bool // it is never taken away
+	held     bool // one of wanted has the finalizer
+	left     bool // no assignment of it is left
 	foreign  bool // nothing but an assignment says that it is the cluster's
 	err      error
 	deferred bool // err is of an earlier attempt, and it is too early for the next
@@ -77,7 +79,7 @@ func (c *Controller) batch(machine azure.ResourceID, m *memory, items []v1.Azure
 		}
 		if a.DeletionTimestamp.IsZero() {
 			e.wanted = append(e.wanted, a)
-		} else if controllerutil.ContainsFinalizer(a, v1.AssignedFinalizer) {
+		} else if holds(a) {
 			e.leaving = append(e.leaving, a)
 			b.pending = true
 		}
@@ -91,6 +93,13 @@ func (c *Controller) batch(machine azure.ResourceID, m *memory, items []v1.Azure
 			return azure.Fold(id) == azure.Fold(ref.Spec.ClientID)
 		})
 	}
+	for key, p := range m.put {
+		if byKey[key] == nil {
+			byKey[key] = &entry{id: p.identity, added: true, pinned: p.pinned, left: true}
+			b.entries = append(b.entries, byKey[key])
+			b.pending = b.pending || !p.pinned
+		}
+	}
 	slices.SortFunc(b.entries, func(a, b *entry) int { return cmp.Compare(a.id.Key(), b.id.Key()) })
 	now := c.now()
 	for _, e := range b.entries {
@@ -99,7 +108,7 @@ func (c *Controller) batch(machine azure.ResourceID, m *memory, items []v1.Azure
 		if r := m.refused[key]; r != nil && len(e.wanted) > 0 && now.Before(r.until) {
 			e.err, e.deferred = r.err, true
 		}
-		b.pending = b.pending || slices.ContainsFunc(e.wanted, func(a *v1.AzureAssignedIdentity) bool {
+		b.pending = b.pending || e.added && !e.deferred && len(e.wanted) > 0 && !slices.ContainsFunc(e.wanted, holds) || slices.ContainsFunc(e.wanted, func(a *v1.AzureAssignedIdentity) bool {
 			if e.deferred {
 				return len(a.Status.Conditions) == 0 // it has not been told yet
 			}
@@ -123,6 +132,12 @@ func (c *Controller) batch(machine azure.ResourceID, m *memory, items []v1.Azure
 		}
 	}
 	return b
+}
+
+// holds reports whether an assignment stays until mic lets it go. Of those that
+// want an identity on a machine one does, from before mic puts it there.
+func holds(a *v1.AzureAssignedIdentity) bool {
+	return controllerutil.ContainsFinalizer(a, v1.AssignedFinalizer)
 }
 
 // claims are the identities that an assignment notes as about to be added.
@@ -163,7 +178,7 @@ func (c *Controller) apply(ctx context.Context, b *batch) error {
 			e.later, b.more = true, true
 		case len(e.wanted) > 0 && !on:
 			add = append(add, e)
-		case len(e.wanted) == 0 && len(e.leaving) > 0 && on && e.added && !e.pinned && !e.foreign:
+		case len(e.wanted) == 0 && (len(e.leaving) > 0 || e.left) && on && e.added && !e.pinned && !e.foreign:
 			remove = append(remove, e)
 		}
 	}
@@ -173,27 +188,35 @@ func (c *Controller) apply(ctx context.Context, b *batch) error {
 	return c.change(ctx, b, add, remove)
 }
 
-// claim notes on one assignment that mic is about to put the identities there.
+// claim notes on one assignment that mic is about to put the identities there,
+// and gives each identity an assignment that stays.
 func (c *Controller) claim(ctx context.Context, b *batch, add []*entry) error {
-	fresh := slices.DeleteFunc(slices.Clone(add), func(e *entry) bool { return e.added })
-	if len(fresh) == 0 {
-		return nil
+	var fresh []string
+	for _, e := range add {
+		if !e.added {
+			fresh = append(fresh, e.id.String())
+		}
 	}
-	e := fresh[0]
-	a := e.wanted[0]
-	list := claims(a)
-	for _, f := range fresh {
-		list = append(list, f.id.String())
+	for _, e := range add {
+		if e.held && (len(fresh) == 0 || e.added) {
+			continue
+		}
+		i := max(0, slices.IndexFunc(e.wanted, holds))
+		a := e.wanted[i]
+		next := a.DeepCopy()
+		controllerutil.AddFinalizer(next, v1.AssignedFinalizer)
+		if !e.added {
+			assigned.SetAnnotation(next, assigned.AddingAnnotation, strings.Join(append(claims(a), fresh...), ","))
+			fresh = nil
+		}
+		if err := c.Client.Patch(ctx, next, client.MergeFromWithOptions(a, client.MergeFromWithOptimisticLock{})); err != nil {
+			return fmt.Errorf("noting the intent on AzureAssignedIdentity %s/%s: %w", a.Namespace, a.Name, err)
+		}
+		b.memory.written.Store(next.UID, next)
+		e.wanted[i], e.held = next, true
 	}
-	next := a.DeepCopy()
-	assigned.SetAnnotation(next, assigned.AddingAnnotation, strings.Join(list, ","))
-	if err := c.Client.Patch(ctx, next, client.MergeFrom(a)); err != nil {
-		return fmt.Errorf("noting the intent on AzureAssignedIdentity %s/%s: %w", a.Namespace, a.Name, err)
-	}
-	b.memory.written.Store(next.UID, next)
-	e.wanted[0] = next
-	for _, f := range fresh {
-		f.added = true
+	for _, e := range add {
+		e.added = true
 	}
 	return nil
 }
@@ -213,6 +236,9 @@ func (c *Controller) change(ctx context.Context, b *batch, add, remove []*entry)
 		}
 		for _, e := range remove {
 			delete(b.memory.there, e.id.Key())
+			if e.left {
+				c.logger().WarnContext(ctx, "every assignment of an identity vanished before the identity had left the machine: it is taken off", "machine", b.machine.String(), "identity", e.id.String())
+			}
 		}
 		return nil
 	case !arm.BlamesIdentity(err):

@@ -1,7 +1,9 @@
 package machines
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -24,7 +26,6 @@ import (
 // Reasons of events on bindings; the first four as Pod Identity v1 wrote them.
 const (
 	eventApplied        = "binding applied"
-	eventRemoved        = "binding removed"
 	eventApplyError     = "binding apply error"
 	eventRemoveError    = "binding remove error"
 	eventMachineUnknown = "MachineUnknown"
@@ -39,35 +40,38 @@ const writers = 12
 //
 // Assignments that bear a claim come last, when what it is about bears its own
 // note: until then the claim is the only thing that tells mic's identities from
-// somebody else's.
+// somebody else's. And an assignment that holds an identity there is let go only
+// when another one that wants it does.
 func (c *Controller) finish(ctx context.Context, b *batch, machineErr error) error {
-	err := c.write(ctx, b, machineErr, func(a *v1.AzureAssignedIdentity) bool { return len(claims(a)) == 0 })
-	if err != nil {
+	plain := func(a *v1.AzureAssignedIdentity) bool { return len(claims(a)) == 0 }
+	claiming := func(a *v1.AzureAssignedIdentity) bool { return !plain(a) }
+	wanted := func(e *entry) []*v1.AzureAssignedIdentity { return e.wanted }
+	leaving := func(e *entry) []*v1.AzureAssignedIdentity { return e.leaving }
+	want := func(e *entry, a *v1.AzureAssignedIdentity, cause error) error { return c.wanted(ctx, b, e, a, cause) }
+	leave := func(e *entry, a *v1.AzureAssignedIdentity, cause error) error { return c.leave(ctx, b, e, a, cause) }
+	err := write(b, machineErr, wanted, plain, want)
+	if err == nil {
+		b.unclear = machineErr != nil
+		for _, e := range b.entries {
+			b.unclear = b.unclear || e.later || e.err != nil && !arm.BlamesIdentity(e.err) && !arm.Gone(e.err)
+		}
+		err = write(b, machineErr, wanted, claiming, want)
+	}
+	if err = errors.Join(err, write(b, machineErr, leaving, plain, leave)); err != nil {
 		return err
 	}
-	b.unclear = machineErr != nil
-	for _, e := range b.entries {
-		b.unclear = b.unclear || e.later || e.err != nil && !arm.BlamesIdentity(e.err) && !arm.Gone(e.err)
-	}
-	return c.write(ctx, b, machineErr, func(a *v1.AzureAssignedIdentity) bool { return len(claims(a)) > 0 })
+	return write(b, machineErr, leaving, claiming, leave)
 }
 
-func (c *Controller) write(ctx context.Context, b *batch, machineErr error, which func(*v1.AzureAssignedIdentity) bool) error {
-	var g errgroup.Group // every one is tried, whatever happens to the others
+// write does it to each of the assignments, whatever happens to the others.
+func write(b *batch, machineErr error, list func(*entry) []*v1.AzureAssignedIdentity, which func(*v1.AzureAssignedIdentity) bool, do func(*entry, *v1.AzureAssignedIdentity, error) error) error {
+	var g errgroup.Group
 	g.SetLimit(writers)
 	for _, e := range b.entries {
-		cause := e.err
-		if cause == nil {
-			cause = machineErr
-		}
-		for _, a := range e.wanted {
-			if which(a) && !e.later {
-				g.Go(func() error { return c.wanted(ctx, b, e, a, cause) })
-			}
-		}
-		for _, a := range e.leaving {
+		cause := cmp.Or(e.err, machineErr)
+		for _, a := range list(e) {
 			if which(a) {
-				g.Go(func() error { return c.leave(ctx, b, e, a, cause) })
+				g.Go(func() error { return do(e, a, cause) })
 			}
 		}
 	}
@@ -75,16 +79,23 @@ func (c *Controller) write(ctx context.Context, b *batch, machineErr error, whic
 }
 
 func (c *Controller) wanted(ctx context.Context, b *batch, e *entry, a *v1.AzureAssignedIdentity, cause error) error {
+	if e.later {
+		return nil
+	}
 	next := a.DeepCopy()
-	if cause != nil {
-		if a.Status.Status == v1.AssignedIDAssigned && (e.err == nil || b.memory.there == nil && !arm.Gone(e.err)) {
-			return nil // the machine cannot be asked; it has had the identity
-		}
+	heir := a == e.wanted[0] && e.added && !e.held // the others leave the entry alone
+	if heir {
+		controllerutil.AddFinalizer(next, v1.AssignedFinalizer)
+	}
+	switch {
+	case cause != nil && a.Status.Status == v1.AssignedIDAssigned && (e.err == nil || b.memory.there == nil && !arm.Gone(e.err)):
+		// The machine cannot be asked; it has had the identity.
+	case cause != nil:
 		reason, why := arm.Explain(cause, b.machine, e.id, c.Assignee())
 		next.Status.Status = v1.AssignedIDCreated
 		meta.SetStatusCondition(&next.Status.Conditions, metav1.Condition{Type: v1.ConditionAssigned, Status: metav1.ConditionFalse, Reason: reason, Message: assigned.Clip(why)})
 		c.event(a, corev1.EventTypeWarning, eventApplyError, "Assign", why)
-	} else {
+	default:
 		next.Status.Status = v1.AssignedIDAssigned
 		meta.RemoveStatusCondition(&next.Status.Conditions, v1.ConditionAssigned)
 		assigned.SetAnnotation(next, assigned.AddedAnnotation, fmt.Sprint(e.added))
@@ -113,8 +124,11 @@ func (c *Controller) wanted(ctx context.Context, b *batch, e *entry, a *v1.Azure
 		return fmt.Errorf("updating AzureAssignedIdentity %s/%s: %w", a.Namespace, a.Name, err)
 	}
 	b.memory.written.Store(next.UID, next)
+	if heir {
+		e.held = true
+	}
 	if first {
-		c.event(a, corev1.EventTypeNormal, eventApplied, "Assign", fmt.Sprintf("Binding %s applied on node %s for pod %s", bindingName(a), a.Spec.NodeName, a.Name))
+		c.event(a, corev1.EventTypeNormal, eventApplied, "Assign", fmt.Sprintf("Binding %s applied on node %s for pod %s", assigned.BindingName(a), a.Spec.NodeName, a.Name))
 	}
 	return nil
 }
@@ -129,8 +143,8 @@ func (c *Controller) leave(ctx context.Context, b *batch, e *entry, a *v1.AzureA
 		// What does not exist cannot be used; nothing is gained by waiting for it.
 		return c.release(ctx, b, a)
 	}
-	if b.unclear && len(claims(a)) > 0 {
-		return nil
+	if b.unclear && len(claims(a)) > 0 || len(e.wanted) > 0 && e.added && !e.held && !e.later {
+		return nil // another batch lets it go
 	}
 	if err := c.release(ctx, b, a); err != nil {
 		return err
@@ -140,7 +154,7 @@ func (c *Controller) leave(ctx context.Context, b *batch, e *entry, a *v1.AzureA
 		c.event(a, corev1.EventTypeWarning, eventUnknown, "Unassign", fmt.Sprintf("no AzureIdentity of this cluster names %s: it is left alone. If it is to leave: %s", e.id, removal(b.machine, e.id)))
 		return nil
 	}
-	c.event(a, corev1.EventTypeNormal, eventRemoved, "Unassign", fmt.Sprintf("Binding %s removed from node %s for pod %s", bindingName(a), a.Spec.NodeName, a.Name))
+	c.event(a, corev1.EventTypeNormal, assigned.EventRemoved, "Unassign", assigned.Removed(a))
 	return nil
 }
 
@@ -166,14 +180,6 @@ func (c *Controller) event(a *v1.AzureAssignedIdentity, kind, reason, action, no
 	if a.Spec.AzureBindingRef != nil {
 		c.Events.Eventf(a.Spec.AzureBindingRef, nil, kind, reason, action, "%s", assigned.Clip(note))
 	}
-}
-
-// bindingName is empty for an assignment that somebody wrote without one.
-func bindingName(a *v1.AzureAssignedIdentity) string {
-	if a.Spec.AzureBindingRef == nil {
-		return ""
-	}
-	return a.Spec.AzureBindingRef.Name
 }
 
 // removal is the command that takes an identity off a machine.

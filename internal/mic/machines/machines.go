@@ -5,7 +5,8 @@
 //	    entries          the assignments by identity: who wants it, who lets it go
 //	    Entitlements     assignments that no binding backs are passed over
 //	    Cloud.Identities what the machine has, if that is not known
-//	    claim            one note in the cluster of what is about to be added
+//	    claim            one note in the cluster of what is about to be added, and
+//	                     for each identity a finalizer on one assignment that wants it
 //	    Cloud.Update     one request for all that differs
 //	    finish           status Assigned, or a condition that says why not
 //
@@ -29,11 +30,13 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/client-go/util/workqueue"
@@ -158,13 +161,10 @@ func (c *Controller) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	if err := c.Client.List(ctx, &list, client.MatchingFields{assigned.AssignedByMachine: req.Name}, client.UnsafeDisableDeepCopy); err != nil {
 		return reconcile.Result{}, fmt.Errorf("listing the assignments of %s: %w", req.Name, err)
 	}
-	if len(list.Items) == 0 {
+	machine, ok := m.machine(list.Items)
+	if !ok {
 		c.forget(req.Name)
 		return reconcile.Result{}, nil
-	}
-	machine, ok := assigned.Machine(&list.Items[0])
-	if !ok {
-		return reconcile.Result{}, fmt.Errorf("assignment %s: the index and the note of its machine differ", list.Items[0].Name)
 	}
 	if wait := max(m.until.Sub(c.now()), c.throttle(machine).Sub(c.now())); wait > 0 {
 		return reconcile.Result{RequeueAfter: wait}, nil
@@ -191,6 +191,9 @@ func (c *Controller) Reconcile(ctx context.Context, req reconcile.Request) (reco
 func (c *Controller) settle(ctx context.Context, b *batch) (reconcile.Result, error) {
 	m := b.memory
 	err := c.apply(ctx, b)
+	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
+		return reconcile.Result{RequeueAfter: gatherIdle}, nil // an assignment has changed or gone: nothing was done yet
+	}
 	if wait := m.note(c.now(), err, b); err != nil || wait > 0 {
 		if arm.Throttled(err) {
 			wait = max(wait, throttledLeast)
@@ -223,7 +226,7 @@ func (c *Controller) drop(ctx context.Context, b *batch) error {
 				kept = append(kept, a)
 			}
 		}
-		e.wanted = kept
+		e.wanted, e.held = kept, slices.ContainsFunc(kept, holds)
 		if err := c.judge(ctx, b.memory, e); err != nil {
 			return err
 		}

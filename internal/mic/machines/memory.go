@@ -7,7 +7,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/resourceversion"
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
+	"github.com/lanyard-id/lanyard/internal/azure"
 	"github.com/lanyard-id/lanyard/internal/mic/arm"
+	"github.com/lanyard-id/lanyard/internal/mic/assigned"
 )
 
 // A memory is what the controller knows about a machine besides what is in the
@@ -20,6 +22,7 @@ type memory struct {
 
 	seen    bool                // the cluster has or had a node on it
 	backed  map[string]bool     // keys of the identities that a binding led to here
+	put     map[string]placed   // those of them that mic put there, by key
 	there   map[string]bool     // keys of the identities that it has; nil if not known
 	checked time.Time           // when there was read
 	until   time.Time           // when it may be asked again after a failure
@@ -27,6 +30,14 @@ type memory struct {
 	refused map[string]*refusal // identities that the cloud does not take, by key
 
 	written sync.Map // UID -> *v1.AzureAssignedIdentity as this controller last wrote it
+}
+
+// A placed identity is on the machine because of mic. Should all assignments of it
+// vanish, forced by hand or deleted while one was to take over the finalizer, it
+// is still taken away.
+type placed struct {
+	machine, identity azure.ResourceID
+	pinned            bool
 }
 
 // latest returns an assignment as it was last written, if the cache has not heard
@@ -42,6 +53,22 @@ func (m *memory) latest(a *v1.AzureAssignedIdentity) *v1.AzureAssignedIdentity {
 	}
 	m.written.Delete(a.UID)
 	return a
+}
+
+// machine is the one that there is something to do about; ok is false if nothing
+// is left of it.
+func (m *memory) machine(items []v1.AzureAssignedIdentity) (id azure.ResourceID, ok bool) {
+	for i := range items {
+		if id, ok := assigned.Machine(&items[i]); ok {
+			return id, true
+		}
+	}
+	for _, p := range m.put {
+		if !p.pinned {
+			return p.machine, true
+		}
+	}
+	return id, false
 }
 
 // A refusal is an identity's own back-off.
@@ -121,6 +148,9 @@ func (m *memory) due(now time.Time, recheck time.Duration) (wait time.Duration, 
 // note keeps how an attempt went and returns how long to wait before the next;
 // zero means as long as usual.
 func (m *memory) note(now time.Time, err error, b *batch) (wait time.Duration) {
+	if err == nil {
+		m.place(b)
+	}
 	if err != nil {
 		m.there = nil
 		m.delay = next(m.delay)
@@ -151,6 +181,22 @@ func (m *memory) note(now time.Time, err error, b *batch) (wait time.Duration) {
 		}
 	}
 	return wait
+}
+
+// place remembers what mic put on the machine.
+func (m *memory) place(b *batch) {
+	for _, e := range b.entries {
+		key := e.id.Key()
+		switch {
+		case !m.there[key] || e.left && e.err != nil:
+			delete(m.put, key)
+		case e.added && m.backed[key]:
+			if m.put == nil {
+				m.put = map[string]placed{}
+			}
+			m.put[key] = placed{b.machine, e.id, e.pinned}
+		}
+	}
 }
 
 func next(delay time.Duration) time.Duration {

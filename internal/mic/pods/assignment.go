@@ -2,6 +2,7 @@ package pods
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -33,6 +34,10 @@ const (
 // looked at for one that is Assigned.
 const siblings = 8
 
+// errBehind means: the cache is a little behind, and the watch may bring nothing
+// that wakes the pod.
+var errBehind = errors.New("the assignment has changed")
+
 // madeLimit is how long the cache may take to hear of an assignment.
 const madeLimit = time.Minute
 
@@ -62,11 +67,28 @@ func (c *Controller) keep(ctx context.Context, pod binding.Pod, a *v1.AzureAssig
 		c.logger().WarnContext(ctx, "no binding backs an assignment: it is removed", "assignment", a.Name, "namespace", a.Namespace, "pod", pod.Name, "podNamespace", pod.Namespace)
 		c.Events.Eventf(a, nil, corev1.EventTypeWarning, eventNotEntitled, "Remove", "no AzureIdentityBinding entitles the pod %s/%s to this identity on node %s: either something other than mic wrote this AzureAssignedIdentity, or its reason ended while mic did not run", a.Spec.PodNamespace, a.Spec.Pod, a.Spec.NodeName)
 	}
-	err := c.Client.Delete(ctx, a, client.Preconditions{UID: &a.UID})
+	start := time.Now()
+	only := client.Preconditions{UID: &a.UID}
+	if len(a.Finalizers) == 0 {
+		// The API server deletes even what is given a finalizer at this moment.
+		only.ResourceVersion = &a.ResourceVersion
+	}
+	err := c.Client.Delete(ctx, a, only)
+	if only.ResourceVersion != nil && apierrors.IsConflict(err) {
+		c.deleted.Delete(a.UID)
+		return errBehind
+	}
 	if err = assigned.IgnoreGone(err); err != nil {
 		c.deleted.Delete(a.UID)
-		c.Metrics.Kubernetes(metrics.Deletion, time.Now(), err)
+		c.Metrics.Kubernetes(metrics.Deletion, start, err)
 		return fmt.Errorf("deleting AzureAssignedIdentity %s/%s: %w", a.Namespace, a.Name, err)
+	}
+	if len(a.Finalizers) > 0 {
+		return nil // the machines' controller lets it go
+	}
+	c.Metrics.Kubernetes(metrics.Deletion, start, nil)
+	if b := a.Spec.AzureBindingRef; b != nil && a.Status.Status == v1.AssignedIDAssigned {
+		c.Events.Eventf(b, nil, corev1.EventTypeNormal, assigned.EventRemoved, "Unassign", "%s", assigned.Clip(assigned.Removed(a)))
 	}
 	return nil
 }
@@ -145,9 +167,11 @@ func (c *Controller) want(ctx context.Context, pod binding.Pod, b binding.Bound,
 	for _, name := range []string{binding.AssignedName(pod, b.Identity), binding.AssignedNameUnique(pod, b.Identity)} {
 		try := a.DeepCopy()
 		try.Name = name
+		hold := c.hold(try)
 		start := time.Now()
 		c.made.Store(key, c.now()) // before the watch can bring it
 		err := c.Client.Create(ctx, try)
+		hold(err)
 		if err == nil {
 			c.ours.Store(try.UID, struct{}{})
 			c.Metrics.Kubernetes(metrics.Addition, start, nil)
@@ -189,7 +213,6 @@ func (c *Controller) assignment(ctx context.Context, pod binding.Pod, b binding.
 		a.Status.Status = v1.AssignedIDAssigned // nothing to do on the machine
 		return a, nil
 	}
-	a.Finalizers = []string{v1.AssignedFinalizer}
 	if at.why != nil {
 		meta.SetStatusCondition(&a.Status.Conditions, metav1.Condition{Type: v1.ConditionAssigned, Status: metav1.ConditionFalse, Reason: ReasonNoMachine, Message: at.why.Error()})
 		return a, nil
@@ -226,6 +249,40 @@ func (c *Controller) sibling(ctx context.Context, machine azure.ResourceID, id *
 		}
 	}
 	return nil, nil
+}
+
+// hold gives the first assignment of an identity on a machine the finalizer,
+// which keeps it until the identity has left. One is enough: the others cost one
+// request less when they go, and the machines' controller passes the duty on. The
+// func that is returned takes how the creation went.
+func (c *Controller) hold(a *v1.AzureAssignedIdentity) func(error) {
+	key := assigned.PlacementOf(a)
+	if key == "" {
+		return func(error) {}
+	}
+	if _, held := c.holders.LoadOrStore(key, types.UID("")); held {
+		return func(error) {}
+	}
+	a.Finalizers = []string{v1.AssignedFinalizer}
+	return func(err error) {
+		if err != nil {
+			c.holders.CompareAndDelete(key, types.UID(""))
+			return
+		}
+		c.holders.CompareAndSwap(key, types.UID(""), a.UID) // unless the watch has told more already
+	}
+}
+
+// holds takes note of an assignment that came or changed.
+func (c *Controller) holds(a *v1.AzureAssignedIdentity) {
+	key := assigned.PlacementOf(a)
+	switch {
+	case key == "" || !controllerutil.ContainsFinalizer(a, v1.AssignedFinalizer):
+	case a.DeletionTimestamp.IsZero():
+		c.holders.Store(key, a.UID)
+	default:
+		c.holders.CompareAndDelete(key, a.UID)
+	}
 }
 
 // copyIdentity is the part of an identity that its assignments repeat.

@@ -38,6 +38,9 @@ import (
 // a machine may be set in the meantime.
 const longestWait = time.Hour
 
+// behind is how long the cache may need to catch up.
+const behind = 50 * time.Millisecond
+
 // A Controller keeps the assignments of pods. All fields but those with a
 // comment must be set before SetUp.
 type Controller struct {
@@ -56,6 +59,7 @@ type Controller struct {
 	ours      sync.Map // UIDs of assignments that a binding backed at some time
 	deleted   sync.Map // UIDs of those whose deletion was asked for
 	made      sync.Map // madeKey of those that were created and that the cache has not heard of
+	holders   sync.Map // placement -> UID of an assignment with the finalizer; empty while it is being made
 }
 
 // Reconcile brings the assignments of one pod in line. A pod that is gone loses
@@ -84,7 +88,10 @@ func (c *Controller) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	for _, b := range bound {
 		errs = append(errs, c.want(ctx, pod, b, have.Items, at))
 	}
-	return wait(next, c.now()), errors.Join(errs...)
+	if err := errors.Join(errs...); !errors.Is(err, errBehind) {
+		return wait(next, c.now()), err
+	}
+	return reconcile.Result{RequeueAfter: behind}, nil
 }
 
 func wait(next, now time.Time) reconcile.Result {

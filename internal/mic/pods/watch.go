@@ -34,7 +34,7 @@ func (c *Controller) SetUp(m manager.Manager) error {
 		Watches(&corev1.Pod{}, c.podHandler()).
 		Watches(&v1.AzureIdentityBinding{}, handler.EnqueueRequestsFromMapFunc(c.podsOfBinding), builder.WithPredicates(predicate.Funcs{UpdateFunc: specChanged})).
 		Watches(&v1.AzureIdentity{}, handler.EnqueueRequestsFromMapFunc(c.podsOfIdentity), builder.WithPredicates(predicate.Funcs{UpdateFunc: specChanged})).
-		Watches(&v1.AzureAssignedIdentity{}, handler.EnqueueRequestsFromMapFunc(c.podOfAssigned), builder.WithPredicates(predicate.Funcs{UpdateFunc: assignedChanged, DeleteFunc: c.forget})).
+		Watches(&v1.AzureAssignedIdentity{}, handler.EnqueueRequestsFromMapFunc(c.podOfAssigned), builder.WithPredicates(predicate.Funcs{CreateFunc: c.assignedCame, UpdateFunc: c.assignedChanged, DeleteFunc: c.assignedGone})).
 		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(c.podsOfNode), builder.WithPredicates(predicate.Funcs{UpdateFunc: nodeChanged}))
 	if c.Requests {
 		b = b.Watches(&lanyard.AccessRequest{}, handler.EnqueueRequestsFromMapFunc(c.podsOfRequest))
@@ -55,17 +55,25 @@ func specChanged(e event.UpdateEvent) bool {
 		!maps.Equal(e.ObjectOld.GetAnnotations(), e.ObjectNew.GetAnnotations())
 }
 
+func (c *Controller) assignedCame(e event.CreateEvent) bool {
+	c.holds(e.Object.(*v1.AzureAssignedIdentity))
+	return true
+}
+
 // assignedChanged drops what the machines' controller writes, which concerns no pod.
-func assignedChanged(e event.UpdateEvent) bool {
+func (c *Controller) assignedChanged(e event.UpdateEvent) bool {
 	was, is := e.ObjectOld.(*v1.AzureAssignedIdentity), e.ObjectNew.(*v1.AzureAssignedIdentity)
+	c.holds(is)
 	return was.UID != is.UID || was.DeletionTimestamp.IsZero() != is.DeletionTimestamp.IsZero() ||
 		assigned.MachineKey(was) != assigned.MachineKey(is) || !equality.Semantic.DeepEqual(was.Spec, is.Spec)
 }
 
-// forget drops what was noted about an assignment that is gone.
-func (c *Controller) forget(e event.DeleteEvent) bool {
-	c.ours.Delete(e.Object.GetUID())
-	c.deleted.Delete(e.Object.GetUID())
+// assignedGone drops what was noted about it.
+func (c *Controller) assignedGone(e event.DeleteEvent) bool {
+	uid := e.Object.GetUID()
+	c.ours.Delete(uid)
+	c.deleted.Delete(uid)
+	c.holders.CompareAndDelete(assigned.PlacementOf(e.Object.(*v1.AzureAssignedIdentity)), uid)
 	return true
 }
 
@@ -77,10 +85,11 @@ func nodeChanged(e event.UpdateEvent) bool {
 type madeKey struct{ pod, identity types.NamespacedName }
 
 func (c *Controller) podOfAssigned(_ context.Context, o client.Object) []reconcile.Request {
-	if ref := o.(*v1.AzureAssignedIdentity).Spec.AzureIdentityRef; ref != nil {
-		c.made.Delete(madeKey{assigned.Pod(o.(*v1.AzureAssignedIdentity)), types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}})
+	a := o.(*v1.AzureAssignedIdentity)
+	if ref := a.Spec.AzureIdentityRef; ref != nil {
+		c.made.Delete(madeKey{assigned.Pod(a), types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}})
 	}
-	return []reconcile.Request{{NamespacedName: assigned.Pod(o.(*v1.AzureAssignedIdentity))}}
+	return []reconcile.Request{{NamespacedName: assigned.Pod(a)}}
 }
 
 func (c *Controller) podsOfBinding(ctx context.Context, o client.Object) []reconcile.Request {
