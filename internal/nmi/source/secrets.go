@@ -26,7 +26,8 @@ const (
 	fairShare  = 256             // of one namespace's
 	secretIdle = 2 * time.Hour   // an SDK that holds a token asks once an hour
 	rereadEach = time.Second     // where the watch is forbidden
-	rewatch    = 5 * time.Minute // until a forbidden watch is tried again
+	rewatch    = 5 * time.Second // until a forbidden watch is tried again: RBAC may be on its way
+	maxRewatch = 5 * time.Minute // after it was forbidden again and again
 	rereadWait = 300 * time.Millisecond
 )
 
@@ -136,11 +137,11 @@ func (s *secrets) drop(idle time.Duration) {
 // run watches until ctx ends. A watch that is forbidden is given up for a
 // while: reads take its place.
 func (w *secret) run(ctx context.Context) {
-	for ctx.Err() == nil {
+	for pause := rewatch; ctx.Err() == nil; pause = min(2*pause, maxRewatch) {
 		watching, stop := context.WithCancel(ctx)
 		cache.NewReflectorWithOptions(w.listWatch(stop), &corev1.Secret{}, w, cache.ReflectorOptions{Name: "secret"}).RunWithContext(watching)
 		stop()
-		timer := time.NewTimer(rewatch)
+		timer := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
 		case <-timer.C:
