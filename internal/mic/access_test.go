@@ -243,6 +243,15 @@ func TestTheStartupTaintGoesWhenNMIIsReady(t *testing.T) {
 		}
 		return nil
 	}
+	// A former node of that name had an agent, and its pod is still there.
+	stale := agent(w.ns, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "third-" + w.ns}}, corev1.ConditionTrue)
+	w.eventually(func() error {
+		if time.Since(stale.CreationTimestamp.Time) < time.Second {
+			return errors.New("times are in whole seconds")
+		}
+		return nil
+	})
+	third := node("third")
 	agent(cluster.Namespace(t), first, corev1.ConditionTrue) // anybody's pod with the label
 	p := agent(w.ns, first, corev1.ConditionFalse)
 	agent(w.ns, second, corev1.ConditionTrue)
@@ -250,6 +259,14 @@ func TestTheStartupTaintGoesWhenNMIIsReady(t *testing.T) {
 	if err := open(first); err == nil {
 		t.Fatal("a node without a ready nmi is open")
 	}
+	if err := open(third); err == nil {
+		t.Fatal("a node is open because nmi ran on a former one of its name")
+	}
+	stale.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue, LastTransitionTime: metav1.Now()}}
+	if err := w.Status().Update(t.Context(), stale); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually(func() error { return open(third) })
 	setReady(p, corev1.ConditionTrue)
 	w.eventually(func() error { return open(first) })
 }

@@ -2,7 +2,6 @@ package pods
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -34,9 +33,14 @@ const (
 // looked at for one that is Assigned.
 const siblings = 8
 
-// errBehind means: the cache is a little behind, and the watch may bring nothing
-// that wakes the pod.
-var errBehind = errors.New("the assignment has changed")
+// behind means: the cache is a little behind, and the watch may bring nothing that
+// wakes the pod. It is how long to wait at most.
+type behind time.Duration
+
+func (behind) Error() string { return "the cache is behind" }
+
+// soon is how long the cache usually needs at most.
+const soon = 50 * time.Millisecond
 
 // madeLimit is how long the cache may take to hear of an assignment.
 const madeLimit = time.Minute
@@ -76,7 +80,7 @@ func (c *Controller) keep(ctx context.Context, pod binding.Pod, a *v1.AzureAssig
 	err := c.Client.Delete(ctx, a, only)
 	if only.ResourceVersion != nil && apierrors.IsConflict(err) {
 		c.deleted.Delete(a.UID)
-		return errBehind
+		return behind(soon)
 	}
 	if err = assigned.IgnoreGone(err); err != nil {
 		c.deleted.Delete(a.UID)
@@ -154,8 +158,10 @@ func (c *Controller) want(ctx context.Context, pod binding.Pod, b binding.Bound,
 		}
 	}
 	key := madeKey{types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name}, types.NamespacedName{Namespace: b.Identity.Namespace, Name: b.Identity.Name}}
-	if since, made := c.made.Load(key); made && c.now().Sub(since.(time.Time)) < madeLimit {
-		return nil // the cache is a little behind; the watch brings us back
+	if since, made := c.made.Load(key); made {
+		if left := madeLimit - c.now().Sub(since.(time.Time)); left > 0 {
+			return behind(left)
+		}
 	}
 	a, err := c.assignment(ctx, pod, b, at)
 	if err != nil {

@@ -38,9 +38,6 @@ import (
 // a machine may be set in the meantime.
 const longestWait = time.Hour
 
-// behind is how long the cache may need to catch up.
-const behind = 50 * time.Millisecond
-
 // A Controller keeps the assignments of pods. All fields but those with a
 // comment must be set before SetUp.
 type Controller struct {
@@ -88,10 +85,16 @@ func (c *Controller) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	for _, b := range bound {
 		errs = append(errs, c.want(ctx, pod, b, have.Items, at))
 	}
-	if err := errors.Join(errs...); !errors.Is(err, errBehind) {
-		return wait(next, c.now()), err
+	now := c.now()
+	for i, err := range errs {
+		if left := behind(0); errors.As(err, &left) {
+			errs[i] = nil
+			if at := now.Add(time.Duration(left)); next.IsZero() || at.Before(next) {
+				next = at
+			}
+		}
 	}
-	return reconcile.Result{RequeueAfter: behind}, nil
+	return wait(next, now), errors.Join(errs...)
 }
 
 func wait(next, now time.Time) reconcile.Result {

@@ -8,7 +8,8 @@
 //	    a pod of nmi is Ready there   the taint goes
 //
 // Pods of nmi are those with its labels in its own namespace: the same labels
-// elsewhere prove nothing.
+// elsewhere prove nothing. Nor does a pod that a former node of the same name has
+// left behind: it, or its readiness, must be younger than the node.
 package taint
 
 import (
@@ -55,7 +56,7 @@ func (c *Controller) SetUp(m manager.Manager) error {
 		Named("taint").
 		For(&corev1.Node{}, builder.WithPredicates(predicate.NewPredicateFuncs(func(o client.Object) bool { return c.tainted(o.(*corev1.Node)) }))).
 		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
-			if p := o.(*corev1.Pod); p.Spec.NodeName != "" && c.ready(p) {
+			if p := o.(*corev1.Pod); p.Spec.NodeName != "" && c.ready(p, nil) {
 				return []reconcile.Request{{NamespacedName: types.NamespacedName{Name: p.Spec.NodeName}}}
 			}
 			return nil
@@ -73,7 +74,7 @@ func (c *Controller) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	if err := c.Client.List(ctx, &list, client.MatchingFields{assigned.PodsByNode: n.Name}, client.UnsafeDisableDeepCopy); err != nil {
 		return reconcile.Result{}, fmt.Errorf("listing the pods of node %s: %w", n.Name, err)
 	}
-	if !slices.ContainsFunc(list.Items, func(p corev1.Pod) bool { return c.ready(&p) }) {
+	if !slices.ContainsFunc(list.Items, func(p corev1.Pod) bool { return c.ready(&p, &n) }) {
 		return reconcile.Result{}, nil // its readiness brings us back
 	}
 	next := n.DeepCopy()
@@ -90,9 +91,11 @@ func (c *Controller) tainted(n *corev1.Node) bool {
 	return slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == c.Key })
 }
 
-func (c *Controller) ready(p *corev1.Pod) bool {
+// ready reports whether a pod of nmi is; a nil node is as old as any.
+func (c *Controller) ready(p *corev1.Pod, n *corev1.Node) bool {
 	return c.Agents.Include(p) && p.DeletionTimestamp.IsZero() && slices.ContainsFunc(p.Status.Conditions, func(x corev1.PodCondition) bool {
-		return x.Type == corev1.PodReady && x.Status == corev1.ConditionTrue
+		return x.Type == corev1.PodReady && x.Status == corev1.ConditionTrue &&
+			(n == nil || !p.CreationTimestamp.Before(&n.CreationTimestamp) || !x.LastTransitionTime.Before(&n.CreationTimestamp))
 	})
 }
 
