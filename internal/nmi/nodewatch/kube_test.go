@@ -222,14 +222,11 @@ func TestEveryChangeIsToldAndSeen(t *testing.T) {
 	b.Spec.Access = v1.AccessOnRequest
 	do(w.Update(ctx, b))
 	w.until(t, who, "AwaitingApproval")
-	labtest.Eventually(t, ctx, func() error { // the kind is found at the start
-		w.mu.RLock()
-		defer w.mu.RUnlock()
-		if last := w.shelves[len(w.shelves)-1]; last.resource != lanyard.ResourceAccessRequests {
-			return errors.New("AccessRequests are not watched")
-		}
-		return nil
-	})
+	select {
+	case <-w.requests.filled: // the kind is found at the start
+	case <-time.After(20 * time.Second):
+		t.Fatal("AccessRequests are not watched")
+	}
 	r := &lanyard.AccessRequest{ObjectMeta: metav1.ObjectMeta{Name: "r", Namespace: w.namespace}, Spec: lanyard.AccessRequestSpec{Binding: "b", Reason: "test", Duration: metav1.Duration{Duration: time.Hour}, Requester: lanyard.Requester{Username: "u"}}}
 	do(w.Create(ctx, r))
 	r.Status.Decision = &lanyard.Decision{Verdict: lanyard.Approved, By: "u", At: metav1.Now()}

@@ -1,7 +1,7 @@
 // Package nodewatch is what Kubernetes tells a node agent: the pods of its
 // node, and of everything else what their identities depend on.
 //
-//	API server ── watches ──> caches of slim objects
+//	API server ── watches ──> slim objects
 //	                      ──> indexes: pod by address, name, UID; what concerns a pod
 //	                      ──> the pod's view, made at the first question, dropped
 //	                          when something that concerns this pod changes
@@ -54,7 +54,6 @@ type Config struct {
 // A Watcher is an nmi.Node.
 type Watcher struct {
 	config    Config
-	access    rest.Interface // of AccessRequests
 	calendars binding.Calendars
 
 	mu sync.RWMutex
@@ -62,7 +61,9 @@ type Watcher struct {
 	waiters map[*waiter]struct{}
 	changed map[*entry]struct{} // pods that Config.Changed is yet to be told of
 	hasMore chan struct{}       // capacity 1
-	shelves []*shelf
+
+	shelves  []*shelf
+	requests *shelf // filled if the cluster has the kind
 }
 
 // New prepares a Watcher. It knows nothing before Run has synced.
@@ -80,7 +81,8 @@ func New(c Config) (*Watcher, error) {
 	if err != nil {
 		return nil, err
 	}
-	if w.access, err = API(c.Kubernetes, h, lanyard.GroupVersion()); err != nil {
+	access, err := API(c.Kubernetes, h, lanyard.GroupVersion())
+	if err != nil {
 		return nil, err
 	}
 	kinds := []kind{
@@ -97,8 +99,9 @@ func New(c Config) (*Watcher, error) {
 		}})
 	}
 	for _, k := range kinds {
-		w.shelf(k)
+		w.shelves = append(w.shelves, w.shelf(k))
 	}
+	w.requests = w.shelf(kind{access, lanyard.ResourceAccessRequests, &lanyard.AccessRequest{}, nil})
 	return w, nil
 }
 
@@ -134,10 +137,9 @@ func (w *Watcher) watchRequests(ctx context.Context) {
 			return
 		case <-timer.C:
 		}
-		_, err := w.access.Get().AbsPath("/apis", lanyard.GroupVersion().String()).DoRaw(ctx)
+		_, err := w.requests.api.Get().AbsPath("/apis", lanyard.GroupVersion().String()).DoRaw(ctx)
 		if err == nil {
-			requests := w.shelf(kind{w.access, lanyard.ResourceAccessRequests, &lanyard.AccessRequest{}, nil})
-			requests.run(ctx)
+			w.requests.run(ctx)
 			return
 		}
 		if !apierrors.IsNotFound(err) && w.config.Trouble != nil && ctx.Err() == nil {
@@ -147,13 +149,11 @@ func (w *Watcher) watchRequests(ctx context.Context) {
 	}
 }
 
-// Synced waits until the caches and the indexes are filled and reports whether
-// they are.
+// Synced waits until what every request needs is known and reports whether it
+// is. AccessRequests may be beyond this agent's rights, as after an upgrade:
+// then bindings on request stay closed, and all others are served.
 func (w *Watcher) Synced(ctx context.Context) bool {
-	w.mu.RLock()
-	shelves := w.shelves
-	w.mu.RUnlock()
-	for _, s := range shelves {
+	for _, s := range w.shelves {
 		select {
 		case <-s.filled:
 		case <-ctx.Done():

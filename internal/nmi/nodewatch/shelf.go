@@ -32,11 +32,7 @@ type shelf struct {
 }
 
 func (w *Watcher) shelf(k kind) *shelf {
-	s := &shelf{kind: k, w: w, filled: make(chan struct{}), names: map[name]any{}}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.shelves = append(w.shelves, s)
-	return s
+	return &shelf{kind: k, w: w, filled: make(chan struct{}), names: map[name]any{}}
 }
 
 // run watches until the context ends.
