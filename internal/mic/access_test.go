@@ -62,7 +62,7 @@ func TestAnIdentityIsOnTheMachineWhileItsBindingIsOpenAndALittleBefore(t *testin
 	at := func(d time.Duration) *metav1.Time { return &metav1.Time{Time: time.Now().Add(d).Truncate(time.Second)} }
 	soon := w.bindWith("soon", func(s *v1.AzureIdentityBindingSpec) { s.NotBefore = at(30 * time.Minute) })
 	later := w.bindWith("later", func(s *v1.AzureIdentityBindingSpec) { s.NotBefore = at(2 * time.Hour) })
-	ends := w.bindWith("ends", func(s *v1.AzureIdentityBindingSpec) { s.NotAfter = at(4 * time.Second) })
+	ends := w.bindWith("ends", func(s *v1.AzureIdentityBindingSpec) { s.NotAfter = at(3 * time.Second) })
 	for _, n := range []string{"soon", "later", "ends"} {
 		w.pod(w.ns, n, w.node, w.label(n))
 	}
@@ -112,7 +112,7 @@ func TestAnAccessRequestThatARuleApprovesOpensTheBindingUntilItIsRevoked(t *test
 	w.awaitCloud(c, w.set, "")
 	w.awaitReport(r, "Active", "False Revoked", "decided by bob")
 
-	short := ask("short", []string{"on-call"}, 3*time.Second)
+	short := ask("short", []string{"on-call"}, 2*time.Second)
 	w.await(w.ns, "p", "i=Assigned")
 	w.await(w.ns, "p", "")
 	w.awaitReport(short, "Active", "False Expired", "it ended at")

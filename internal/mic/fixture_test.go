@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -319,7 +320,22 @@ func (w *world) install() {
 			w.Fatal(err)
 		}
 	}
+	w.eventually(func() error { // the authorizer hears of roles a little later
+		review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+			User: account, ResourceAttributes: &authorizationv1.ResourceAttributes{Group: "lanyard.id", Resource: "accessrequests", Verb: "list"},
+		}}
+		if err := w.Create(w.Context(), review); err != nil {
+			return err
+		}
+		if !review.Status.Allowed {
+			return errors.New("the controller may do nothing yet")
+		}
+		return nil
+	})
 }
+
+// account is the user of the manifest's service account.
+const account = "system:serviceaccount:default:aad-pod-id-mic-service-account"
 
 // run starts a controller with the rights of its manifest; stop ends it and waits. It is stopped at the end of
 // the test in any case.
@@ -327,7 +343,7 @@ func (w *world) run(c machines.Cloud, edit ...func(*mic.Config)) (stop func()) {
 	w.Helper()
 	w.install()
 	kube := cluster.Config(w.T)
-	kube.Impersonate = rest.ImpersonationConfig{UserName: "system:serviceaccount:default:aad-pod-id-mic-service-account", Groups: []string{"system:serviceaccounts", "system:serviceaccounts:default", "system:authenticated"}}
+	kube.Impersonate = rest.ImpersonationConfig{UserName: account, Groups: []string{"system:serviceaccounts", "system:serviceaccounts:default", "system:authenticated"}}
 	config := mic.Config{Kubernetes: kube, Cloud: c, Assignee: func() string { return assignee }, ReportDelay: 20 * time.Millisecond, Logger: slog.New(slog.NewTextHandler(w.Output(), nil))}
 	for _, e := range edit {
 		e(&config)

@@ -29,6 +29,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/config"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
@@ -213,7 +214,10 @@ func newManager(c Config) (manager.Manager, error) {
 	if err := c.Election.options(c.Kubernetes, &o); err != nil {
 		return nil, err
 	}
-	return manager.New(c.Kubernetes, o)
+	kube := rest.CopyConfig(c.Kubernetes)
+	// The API server warns of the finalizer's name, which is v1's, each time.
+	kube.WarningHandlerWithContext = log.NewKubeAPIWarningLogger(log.KubeAPIWarningLoggerOptions{Deduplicate: true})
+	return manager.New(kube, o)
 }
 
 // slim drops what no controller reads before an object enters the cache, and

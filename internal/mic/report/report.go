@@ -15,6 +15,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -102,7 +103,7 @@ func (c *Controller) set(o client.Object, all *[]metav1.Condition, conditions ..
 // clip keeps a message within the limit of a condition (32,768 bytes) and of reason.
 func clip(s string) string {
 	if len(s) > 4000 {
-		return s[:4000]
+		return strings.ToValidUTF8(s[:4000], "")
 	}
 	return s
 }
