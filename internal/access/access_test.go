@@ -70,6 +70,9 @@ func TestOnlyWhoMayApproveDecides(t *testing.T) {
 	}
 	o.refused(o.decide("mallory", r, approved("bob")), "mallory may not decide")
 	o.refused(o.decide("bob", r, approved("alice")), "status.decision.by must be bob")
+	rule := approved("bob")
+	rule.Automatic = true
+	o.refused(o.decide("bob", r, rule), "a person decides in person")
 	if d := o.now(r).Status.Decision; d != nil {
 		t.Fatalf("decided: %+v", d)
 	}
