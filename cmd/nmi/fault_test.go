@@ -32,37 +32,27 @@ import (
 	"github.com/lanyard-id/lanyard/deploy"
 	"github.com/lanyard-id/lanyard/internal/lab/labtest"
 	"github.com/lanyard-id/lanyard/internal/lab/netns"
+	"github.com/lanyard-id/lanyard/internal/lab/netns/netnstest"
 	"github.com/lanyard-id/lanyard/internal/nmi/nodewatch"
 )
 
 // The tests run in a user namespace of their own, so that they need no root
 // and what they do to the kernel ends with them. The agent is this program too.
 func TestMain(m *testing.M) {
-	const inside, agent = "LANYARD_TEST_USER_NAMESPACE", "LANYARD_TEST_NMI"
-	switch {
-	case os.Getenv(agent) != "":
+	if os.Getenv(agentVariable) != "" {
 		main()
-	case os.Getenv(inside) != "":
+	}
+	netnstest.Main(func() int {
 		if err := network(); err != nil {
 			fmt.Fprintln(os.Stderr, "in a user namespace:", err)
-			os.Exit(1)
+			return 1
 		}
-		os.Exit(m.Run())
-	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), inside+"=1")
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
-		UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
-		Pdeathsig:   syscall.SIGKILL,
-	}
-	if err := cmd.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, "in a user namespace:", err)
-		os.Exit(1)
-	}
+		return m.Run()
+	})
 }
+
+// agentVariable makes the test binary the agent itself.
+const agentVariable = "LANYARD_TEST_NMI"
 
 // network is what an API server needs: loopback, and a default route to choose
 // its address by.
@@ -222,7 +212,7 @@ func (m *machine) agent(t *testing.T, args ...string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", append([]string{
 		"--node=n1", "--kubeconfig=" + m.kubeconfig, "--operation-mode=managed", "--forceNamespaced", "--nmi-listen-address=" + nodeAddress,
 	}, args...)...)
-	cmd.Env = append(os.Environ(), "LANYARD_TEST_NMI=1")
+	cmd.Env = append(os.Environ(), agentVariable+"=1")
 	cmd.Stderr = os.Stderr
 	must(t, m.Start(cmd))
 	return cmd

@@ -8,10 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
-	"os/exec"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -21,29 +18,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lanyard-id/lanyard/internal/lab/netns"
+	"github.com/lanyard-id/lanyard/internal/lab/netns/netnstest"
 )
 
 // The tests run in a user namespace of their own, so that they need no root
 // and what they do to the kernel ends with them.
-func TestMain(m *testing.M) {
-	const inside = "LANYARD_TEST_USER_NAMESPACE"
-	if os.Getenv(inside) != "" {
-		os.Exit(m.Run())
-	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), inside+"=1")
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
-		UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
-		Pdeathsig:   syscall.SIGKILL,
-	}
-	if err := cmd.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, "in a user namespace:", err)
-		os.Exit(1)
-	}
-}
+func TestMain(m *testing.M) { netnstest.Main(m.Run) }
 
 var (
 	metadata = netip.MustParseAddrPort("169.254.169.254:80")
