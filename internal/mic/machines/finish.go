@@ -108,6 +108,9 @@ func (c *Controller) wanted(ctx context.Context, b *batch, e *entry, a *v1.Azure
 	if err != nil || string(data) == "{}" {
 		return err
 	}
+	// Nobody but mic owns fields of an assignment. Without a record of that, this
+	// and every later request costs the API server less.
+	next.SetManagedFields([]metav1.ManagedFieldsEntry{{}})
 	// Another controller, in the moment in which two believe to lead, may have
 	// noted that the identity is its own.
 	if data, err = client.MergeFromWithOptions(a, client.MergeFromWithOptimisticLock{}).Data(next); err != nil {
