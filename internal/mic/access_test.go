@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -86,11 +87,30 @@ func TestAnAccessRequestThatARuleApprovesOpensTheBindingUntilItIsRevoked(t *test
 	})
 	w.pod(w.ns, "p", w.node, w.label("i"))
 	w.awaitReport(b, v1.ConditionOpen, "False AwaitingApproval", "")
-	ask := func(name string, groups []string, d time.Duration) *lanyard.AccessRequest {
-		r := &lanyard.AccessRequest{ObjectMeta: metav1.ObjectMeta{Namespace: w.ns, Name: name}, Spec: lanyard.AccessRequestSpec{
+	request := func(name string, groups []string, d time.Duration) *lanyard.AccessRequest {
+		return &lanyard.AccessRequest{ObjectMeta: metav1.ObjectMeta{Namespace: w.ns, Name: name}, Spec: lanyard.AccessRequestSpec{
 			Binding: "i", Reason: "an incident", Duration: metav1.Duration{Duration: d}, Requester: lanyard.Requester{Username: "ann", Groups: groups},
 		}}
-		w.make(r)
+	}
+	// Nobody has checked whether it is ann who asks, nor her groups.
+	forged := request("forged", []string{"on-call"}, time.Hour)
+	w.make(forged)
+	w.awaitReport(forged, "Active", "False Unguarded", "access.lanyard.id")
+	w.await(w.ns, "p", "")
+	if err := w.Delete(w.Context(), forged); err != nil {
+		t.Fatal(err)
+	}
+	w.apply("access")
+	ann, bob := w.as("lanyard-access-requester", "ann", "on-call", "guests"), w.as("lanyard-access-approver", "bob")
+	w.eventually(func() error { // the API server hears of the policy a little later
+		if err := w.Create(w.Context(), request("not-ann", nil, time.Hour), client.DryRunAll); !apierrors.IsForbidden(err) {
+			return fmt.Errorf("in the name of ann: %w", err)
+		}
+		return nil
+	})
+	ask := func(name string, groups []string, d time.Duration) *lanyard.AccessRequest {
+		r := request(name, groups, d)
+		w.eventually(func() error { return ann.Create(w.Context(), r) }) // the authorizer hears of roles a little later
 		return r
 	}
 	w.awaitReport(ask("other-group", []string{"guests"}, time.Minute), "Active", "False Pending", "kubectl lanyard approve other-group")
@@ -105,7 +125,7 @@ func TestAnAccessRequestThatARuleApprovesOpensTheBindingUntilItIsRevoked(t *test
 	w.awaitReport(b, v1.ConditionOpen, "True Open", "")
 	next := r.DeepCopy()
 	next.Status.Decision.Verdict, next.Status.Decision.By, next.Status.Decision.Automatic = lanyard.Revoked, "bob", false
-	if err := w.Status().Patch(w.Context(), next, client.MergeFrom(r)); err != nil {
+	if err := bob.Status().Patch(w.Context(), next, client.MergeFrom(r)); err != nil {
 		t.Fatal(err)
 	}
 	w.await(w.ns, "p", "")

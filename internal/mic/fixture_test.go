@@ -17,6 +17,7 @@ import (
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -304,7 +305,25 @@ func (w *world) awaitCondition(namespace, pod, text string) {
 // may do nothing.
 func (w *world) install() {
 	w.Helper()
-	docs, err := deploy.Manifests("mic")
+	w.apply("mic")
+	w.eventually(func() error { // the authorizer hears of roles a little later
+		review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+			User: account, ResourceAttributes: &authorizationv1.ResourceAttributes{Group: "lanyard.id", Resource: "accessrequests", Verb: "list"},
+		}}
+		if err := w.Create(w.Context(), review); err != nil {
+			return err
+		}
+		if !review.Status.Allowed {
+			return errors.New("the controller may do nothing yet")
+		}
+		return nil
+	})
+}
+
+// apply creates what a manifest holds, but for Deployments.
+func (w *world) apply(manifest string) {
+	w.Helper()
+	docs, err := deploy.Manifests(manifest)
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -320,18 +339,23 @@ func (w *world) install() {
 			w.Fatal(err)
 		}
 	}
-	w.eventually(func() error { // the authorizer hears of roles a little later
-		review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
-			User: account, ResourceAttributes: &authorizationv1.ResourceAttributes{Group: "lanyard.id", Resource: "accessrequests", Verb: "list"},
-		}}
-		if err := w.Create(w.Context(), review); err != nil {
-			return err
-		}
-		if !review.Status.Allowed {
-			return errors.New("the controller may do nothing yet")
-		}
-		return nil
+}
+
+// as is a client of somebody else, with a role in the world's namespace.
+func (w *world) as(role, user string, groups ...string) client.Client {
+	w.Helper()
+	w.make(&rbacv1.RoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.ns, Name: user},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role},
+		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: user}},
 	})
+	config := cluster.Config(w.T)
+	config.Impersonate = rest.ImpersonationConfig{UserName: user, Groups: groups}
+	c, err := client.New(config, client.Options{Scheme: w.Scheme()})
+	if err != nil {
+		w.Fatal(err)
+	}
+	return c
 }
 
 // account is the user of the manifest's service account.

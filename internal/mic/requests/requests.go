@@ -6,7 +6,8 @@
 //	    binding.Granted     Active: from when to when, or why not
 //
 // mic decides as any approver does: admission asks whether its user holds the
-// verb approve.
+// verb approve. A rule is about who asks, so it decides nothing where admission
+// does not check that: see guarded.
 package requests
 
 import (
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -36,11 +38,16 @@ const ConditionActive = "Active"
 
 // Reasons of ConditionActive.
 const (
-	reasonPending = "Pending"
-	reasonActive  = "Active"
-	reasonExpired = "Expired"
-	reasonEarly   = "NotYet"
+	reasonPending   = "Pending"
+	reasonUnguarded = "Unguarded"
+	reasonActive    = "Active"
+	reasonExpired   = "Expired"
+	reasonEarly     = "NotYet"
 )
+
+// lookAgain is when a request that a rule would approve is tried again while
+// nobody checks who asks.
+const lookAgain = time.Minute
 
 // A Controller looks after requests. All fields but those with a comment must be
 // set before SetUp.
@@ -81,12 +88,18 @@ func (c *Controller) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
 	next := r.DeepCopy()
+	var unguarded bool
 	if r.Status.Decision == nil {
-		if err := c.decide(ctx, next); err != nil {
+		var err error
+		if unguarded, err = c.decide(ctx, next); err != nil {
 			return reconcile.Result{}, err
 		}
 	}
 	active, changes := c.active(next)
+	if unguarded {
+		active.Reason, changes = reasonUnguarded, c.now().Add(lookAgain)
+		active.Message = "a rule of the binding would approve it, but nothing checks who asked: apply the admission policy access.lanyard.id (deploy/manifests/access.yaml), or kubectl lanyard approve " + r.Name + " -n " + r.Namespace
+	}
 	active.ObservedGeneration = r.Generation
 	meta.SetStatusCondition(&next.Status.Conditions, active)
 	if !equality.Semantic.DeepEqual(r.Status, next.Status) {
@@ -107,19 +120,40 @@ func (c *Controller) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	return reconcile.Result{RequeueAfter: min(max(changes.Sub(c.now()), time.Millisecond), time.Hour)}, nil
 }
 
-// decide approves if a rule of the binding does.
-func (c *Controller) decide(ctx context.Context, r *lanyard.AccessRequest) error {
+// decide approves if a rule of the binding does. unguarded means that it would,
+// if admission checked who asks.
+func (c *Controller) decide(ctx context.Context, r *lanyard.AccessRequest) (unguarded bool, err error) {
 	var b v1.AzureIdentityBinding
 	if err := c.Client.Get(ctx, types.NamespacedName{Namespace: r.Namespace, Name: r.Spec.Binding}, &b); err != nil {
-		return client.IgnoreNotFound(err)
+		return false, client.IgnoreNotFound(err)
 	}
 	if !binding.Automatic(&b, r) {
-		return nil
+		return false, nil
+	}
+	if ok, err := c.guarded(ctx, r); err != nil || !ok {
+		return !ok, err
 	}
 	const text = "a rule in spec.approval.automatic of the AzureIdentityBinding allows it"
 	r.Status.Decision = &lanyard.Decision{Verdict: lanyard.Approved, By: c.User, At: metav1.NewTime(c.now()), Reason: text, Automatic: true}
 	meta.SetStatusCondition(&r.Status.Conditions, metav1.Condition{Type: lanyard.ConditionApproved, Status: metav1.ConditionTrue, Reason: "Automatic", Message: text, ObservedGeneration: r.Generation})
-	return nil
+	return false, nil
+}
+
+// guarded reports whether the admission policy is in force, by trying, without
+// effect, what it refuses: to decide in the name of another.
+func (c *Controller) guarded(ctx context.Context, r *lanyard.AccessRequest) (bool, error) {
+	try := r.DeepCopy()
+	try.Status.Decision = &lanyard.Decision{Verdict: lanyard.Approved, By: "not " + c.User, At: metav1.NewTime(c.now()), Automatic: true}
+	err := c.Client.Status().Patch(ctx, try, client.MergeFrom(r), client.DryRunAll)
+	switch {
+	case apierrors.IsForbidden(err):
+		return true, nil
+	case err == nil:
+		c.logger().ErrorContext(ctx, "the admission policy access.lanyard.id is not in force: nothing is approved by rule", "request", r.Name, "namespace", r.Namespace)
+		return false, nil
+	default:
+		return false, fmt.Errorf("asking whether admission checks decisions about AccessRequest %s/%s: %w", r.Namespace, r.Name, err)
+	}
 }
 
 // active is the condition, and when it changes; zero means not by itself.
