@@ -13,7 +13,7 @@ import (
 
 // Defaults of a Cache.
 const (
-	DefaultPatience    = 900 * time.Millisecond
+	DefaultPatience    = 800 * time.Millisecond // the answer is to come within a second on a busy machine too
 	DefaultTimeout     = 15 * time.Second
 	DefaultConcurrency = 4
 	DefaultMax         = 4096
