@@ -146,11 +146,15 @@ type Server struct {
 	buffers sync.Pool // of *[]byte
 }
 
+// arrival is how long a request may take to arrive.
+const arrival = 5 * time.Second
+
 // NewHTTPServer returns a server for a Server or a Host with their limits: wait
-// is how long a request may wait for an assignment.
+// is how long a request may wait for an assignment. One deadline holds for head
+// and body of a request: net/http then sets it once.
 func NewHTTPServer(h http.Handler, wait time.Duration) *http.Server {
 	return &http.Server{
-		Handler: h, ConnState: new(connections).follow, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: wait + time.Minute,
+		Handler: h, ConnState: new(connections).follow, ReadHeaderTimeout: arrival, ReadTimeout: arrival, WriteTimeout: wait + time.Minute,
 		IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
 		DisableGeneralOptionsHandler: true, // OPTIONS * is refused like any path that is not served
 	}
