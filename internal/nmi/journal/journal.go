@@ -78,6 +78,7 @@ type Journal struct {
 	Node   string       // reportingInstance
 	Now    func() time.Time
 
+	trail  trail
 	mu     sync.Mutex
 	series map[key]*series
 	perPod map[string]int // live series by pod UID
@@ -110,7 +111,7 @@ func (j *Journal) Lost() uint64 { return j.lost.Load() }
 
 // Record implements nmi.Recorder.
 func (j *Journal) Record(ctx context.Context, d nmi.Decision) {
-	audit(ctx, j.Audit, d)
+	j.trail.write(ctx, j.Audit, d)
 	if d.Pod.Name == "" {
 		return // nobody to tell
 	}

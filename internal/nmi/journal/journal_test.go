@@ -293,6 +293,48 @@ func TestTheAuditLineHoldsEverything(t *testing.T) {
 
 var cluster = labtest.Cluster{CRDs: deploy.FS}
 
+func TestALineTellsOfItsOwnDecisionWhateverCameBefore(t *testing.T) {
+	var out bytes.Buffer
+	j := &Journal{Events: &book{}, Audit: slog.New(slog.NewJSONHandler(&out, nil))}
+	first := decision()
+	for _, step := range []struct {
+		name string
+		edit func(*nmi.Decision)
+		want map[string]any
+	}{
+		{"the first", func(*nmi.Decision) {}, map[string]any{"decision": "issued", "pod": "p", "clipped": false}},
+		{"the same again with another end", func(d *nmi.Decision) { d.Expires = d.Expires.Add(-time.Hour) }, map[string]any{"expires": "2023-11-14T22:13:20Z", "tokenExpires": "2023-11-14T23:13:20Z", "clipped": true}},
+		{"another resource", func(d *nmi.Decision) { d.Resource = "r2" }, map[string]any{"resource": "r2"}},
+		{"the next pod of that address", func(d *nmi.Decision) { d.Pod.UID, d.Pod.Name = "u2", "p2" }, map[string]any{"pod": "p2", "uid": "u2"}},
+		{"another address of the pod", func(d *nmi.Decision) { d.Address = netip.MustParseAddr("fd00::1") }, map[string]any{"address": "fd00::1"}},
+		{"through a driver", func(d *nmi.Decision) { d.For = "ns/driver" }, map[string]any{"caller": "ns/driver"}},
+		{"an identity that was changed", func(d *nmi.Decision) {
+			id := *d.Identity
+			id.Spec.ClientID = "c2"
+			d.Identity = &id
+		}, map[string]any{"identityClientID": "c2"}},
+		{"a refusal", refusedBy, map[string]any{"decision": "refused", "reason": "NotAllowed", "pod": "p"}},
+	} {
+		t.Run(step.name, func(t *testing.T) {
+			d := first
+			step.edit(&d)
+			for range 2 {
+				out.Reset()
+				j.Record(t.Context(), d)
+				var got map[string]any
+				if err := json.Unmarshal(out.Bytes(), &got); err != nil {
+					t.Fatal(err)
+				}
+				for k, want := range step.want {
+					if got[k] != want {
+						t.Errorf("%s is %v, want %v", k, got[k], want)
+					}
+				}
+			}
+		})
+	}
+}
+
 func TestTheAPIServerTakesTheSeries(t *testing.T) {
 	namespace := cluster.Namespace(t)
 	api := typed.NewForConfigOrDie(cluster.Config(t))

@@ -1,9 +1,7 @@
 package journal
 
 import (
-	"context"
 	"fmt"
-	"log/slog"
 	"time"
 
 	"github.com/lanyard-id/lanyard/internal/nmi"
@@ -44,41 +42,3 @@ func short(s string) string {
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
-
-// audit writes one line. Its keys are stable.
-func audit(ctx context.Context, logger *slog.Logger, d nmi.Decision) {
-	if logger == nil {
-		logger = slog.Default()
-	}
-	decision := "refused"
-	if d.Issued {
-		decision = "issued"
-	}
-	var fixed [20]slog.Attr // on the stack
-	attrs := append(fixed[:0],
-		slog.String("decision", decision),
-		slog.String("namespace", d.Pod.Namespace), slog.String("pod", d.Pod.Name), slog.String("uid", d.Pod.UID),
-		slog.String("serviceAccount", d.Pod.ServiceAccount), slog.String("node", d.Pod.Node),
-		slog.String("resource", d.Resource), slog.Bool("excepted", d.Excepted))
-	if d.Address.IsValid() {
-		attrs = append(attrs, slog.String("address", d.Address.String()))
-	}
-	if d.For != "" {
-		attrs = append(attrs, slog.String("caller", d.For))
-	}
-	if d.Binding != nil {
-		attrs = append(attrs, slog.String("binding", d.Binding.Namespace+"/"+d.Binding.Name))
-	}
-	if d.Identity != nil {
-		attrs = append(attrs, slog.String("identity", d.Identity.Namespace+"/"+d.Identity.Name), slog.String("identityClientID", d.Identity.Spec.ClientID), slog.String("identityResourceID", d.Identity.Spec.ResourceID))
-	}
-	if d.Issued {
-		attrs = append(attrs, slog.String("expires", stamp(d.Expires)), slog.Bool("clipped", d.Clipped()))
-		if d.Clipped() {
-			attrs = append(attrs, slog.String("tokenExpires", stamp(d.TokenExpires)))
-		}
-	} else {
-		attrs = append(attrs, slog.String("reason", d.Reason), slog.String("text", d.Text))
-	}
-	logger.LogAttrs(ctx, slog.LevelInfo, "audit", attrs...)
-}
