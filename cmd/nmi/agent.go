@@ -111,15 +111,15 @@ func (c config) agents(kube *rest.Config, ports *sandbox.Table, logger *slog.Log
 // podChanged fetches the tokens of a pod that was bound before it asks, and
 // warns of bindings that match a pod of the host's network in vain.
 func (a *agent) podChanged(ctx context.Context, pod binding.Pod, hostNetwork bool) {
-	world, _ := a.watcher.World(pod)
+	view := a.watcher.View(pod)
 	if hostNetwork {
-		bound, _ := binding.Of(pod, world)
+		bound, _ := binding.Of(view.Pod, view.World)
 		for _, b := range bound {
 			a.journal.HostNetwork(pod, b.Binding)
 		}
 		return
 	}
-	candidates, _ := binding.Candidates(pod, world, time.Now())
+	candidates, _ := binding.Candidates(view.Pod, view.World, time.Now())
 	for _, b := range candidates {
 		a.source.Prefetch(ctx, b.Identity)
 	}

@@ -219,18 +219,18 @@ func (s *Server) look(q request) (ruling, *refusal) {
 		}
 		return rule, &refusal{status: http.StatusInternalServerError, reason: "UnknownPod", text: err.Error()}
 	}
-	rule.Pod = pod
-	world, exceptions := s.Node.World(pod)
+	view := s.Node.View(pod)
+	rule.Pod = view.Pod
 	// A driver that asks for a pod never gets the node's own identity.
-	if q.who.Address.IsValid() && binding.Excepted(pod, exceptions) {
+	if q.who.Address.IsValid() && binding.Excepted(view.Pod, view.Exceptions) {
 		rule.Excepted = true
 		return rule, nil
 	}
 	now := s.now()
 	var no *binding.Refusal
 	if q.ObjectID != "" {
-		rule.bound, no = binding.Candidates(pod, world, now)
-	} else if b, err := binding.Select(pod, world, binding.Selector{ClientID: q.ClientID, ResourceID: q.ResourceID}, now); !errors.As(err, &no) {
+		rule.bound, no = binding.Candidates(view.Pod, view.World, now)
+	} else if b, err := view.Select(binding.Selector{ClientID: q.ClientID, ResourceID: q.ResourceID}, now); !errors.As(err, &no) {
 		rule.bound = []binding.Bound{b}
 	}
 	if no != nil {

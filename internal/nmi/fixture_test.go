@@ -81,10 +81,10 @@ func (n *fakeNode) Pod(who Who) (binding.Pod, error) {
 	return *n.pod, nil
 }
 
-func (n *fakeNode) World(binding.Pod) (binding.World, []*v1.AzurePodIdentityException) {
+func (n *fakeNode) View(p binding.Pod) *View {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.world, n.exceptions
+	return &View{Pod: p, World: n.world, Exceptions: n.exceptions}
 }
 
 func (n *fakeNode) Changes(Who) (<-chan struct{}, func()) {

@@ -62,9 +62,9 @@ type Node interface {
 	// address only if it has the address to itself. The error is an
 	// *UnknownPodError.
 	Pod(who Who) (binding.Pod, error)
-	// World returns what the rules need to judge the pod, and the
-	// exceptions of its namespace. None of it may be modified.
-	World(pod binding.Pod) (binding.World, []*v1.AzurePodIdentityException)
+	// View returns what the rules need to judge the pod, with the pod as it is
+	// now: another View after every change.
+	View(pod binding.Pod) *View
 	// Changes returns a channel that yields after changes of what the other
 	// two would return for this pod, and a function that ends this.
 	Changes(who Who) (<-chan struct{}, func())

@@ -271,8 +271,8 @@ func TestWhatIsNotInANewListIsGone(t *testing.T) {
 		}
 	}
 	outcome := func() string {
-		world, _ := w.World(pod)
-		bound, problems := binding.Of(pod, world)
+		view := w.View(pod)
+		bound, problems := binding.Of(view.Pod, view.World)
 		return fmt.Sprint(len(bound), " ", len(problems))
 	}
 	for _, step := range []struct {
@@ -315,9 +315,9 @@ func TestAnOldPodLeavesNoViewForTheNewOne(t *testing.T) {
 	w.put(slimmed(t, bindingOf(1)))
 	old := labelled("other")
 	now := labelled("app-1")
-	w.World(old)
-	if world, _ := w.World(now); len(world.Bindings) != 1 {
-		t.Errorf("the pod has %d bindings", len(world.Bindings))
+	w.View(old)
+	if view := w.View(now); len(view.World.Bindings) != 1 {
+		t.Errorf("the pod has %d bindings", len(view.World.Bindings))
 	}
 }
 

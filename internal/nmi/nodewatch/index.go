@@ -4,7 +4,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"sync/atomic"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -13,15 +12,8 @@ import (
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
 	lanyard "github.com/lanyard-id/lanyard/api/lanyard/v1alpha1"
 	"github.com/lanyard-id/lanyard/internal/binding"
+	"github.com/lanyard-id/lanyard/internal/nmi"
 )
-
-// A view is what concerns one pod. It is never modified.
-type view struct {
-	world      binding.World
-	exceptions []*v1.AzurePodIdentityException
-}
-
-type viewPointer = atomic.Pointer[view]
 
 type named[T any] = map[name]T
 
@@ -72,7 +64,7 @@ func may(b *packedBinding, pod binding.Pod) bool {
 }
 
 // look makes the view of a pod. It needs the lock for reading.
-func (w *Watcher) look(pod binding.Pod) *view {
+func (w *Watcher) look(pod binding.Pod) *nmi.View {
 	matching := slices.Clone(w.byNamespace[pod.Namespace])
 	if label := pod.Labels[v1.BindingLabel]; label != "" {
 		matching = append(matching, w.bySelector[label]...)
@@ -88,16 +80,16 @@ func (w *Watcher) look(pod binding.Pod) *view {
 		}
 		requests = slices.AppendSeq(requests, maps.Values(w.asked[b.name]))
 	}
-	v := &view{
-		world: binding.World{
+	return &nmi.View{
+		Pod: pod,
+		World: binding.World{
 			Bindings: bindings, Assigned: slices.Collect(maps.Values(w.assigned[name{pod.Namespace, pod.Name}])), Requests: requests,
 			Identity:        func(ns, n string) *v1.AzureIdentity { return identities[name{ns, n}] },
 			Calendars:       &w.calendars,
 			ForceNamespaced: w.config.ForceNamespaced, Managed: w.config.Managed,
 		},
-		exceptions: slices.Collect(maps.Values(w.exceptions[pod.Namespace])),
+		Exceptions: slices.Collect(maps.Values(w.exceptions[pod.Namespace])),
 	}
-	return v
 }
 
 // touch drops the views of the pods that a change concerns and wakes who waits

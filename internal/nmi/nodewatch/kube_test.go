@@ -165,8 +165,7 @@ func (w *world) objects() (*v1.AzureIdentity, *v1.AzureIdentityBinding, *v1.Azur
 
 // outcome is what the rules say of a pod now.
 func (w *world) outcome(pod binding.Pod) string {
-	known, _ := w.World(pod)
-	b, err := binding.Select(pod, known, binding.Selector{}, time.Now())
+	b, err := w.View(pod).Select(binding.Selector{}, time.Now())
 	var no *binding.Refusal
 	if errors.As(err, &no) {
 		return string(no.Reason)
@@ -255,7 +254,7 @@ func TestEveryChangeIsToldAndSeen(t *testing.T) {
 	e := &v1.AzurePodIdentityException{ObjectMeta: metav1.ObjectMeta{Name: "e", Namespace: w.namespace}, Spec: v1.AzurePodIdentityExceptionSpec{PodLabels: map[string]string{"x": "y"}}}
 	do(w.Create(ctx, e))
 	labtest.Eventually(t, ctx, func() error {
-		if _, all := w.World(who); len(all) != 1 {
+		if all := w.View(who).Exceptions; len(all) != 1 {
 			return fmt.Errorf("%d exceptions", len(all))
 		}
 		return nil

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -268,26 +269,21 @@ func (w *Watcher) Pod(who nmi.Who) (binding.Pod, error) {
 	return binding.Pod{}, &nmi.UnknownPodError{Who: who, Why: why, Wait: true}
 }
 
-// World implements nmi.Node.
-func (w *Watcher) World(pod binding.Pod) (binding.World, []*v1.AzurePodIdentityException) {
+// View implements nmi.Node.
+func (w *Watcher) View(pod binding.Pod) *nmi.View {
 	w.mu.RLock()
+	defer w.mu.RUnlock()
 	e := w.byUID[pod.UID]
-	if e != nil {
-		if v := e.view.Load(); v != nil {
-			w.mu.RUnlock()
-			return v.world, v.exceptions
-		}
+	if e == nil {
+		return w.look(pod)
 	}
-	var v *view
-	if e != nil {
+	v := e.view.Load()
+	if v == nil {
 		// Of the pod as it is now: the caller's may be from before a change.
 		v = w.look(e.pod)
 		e.view.Store(v) // under the read lock: a change that drops it comes after
-	} else {
-		v = w.look(pod)
 	}
-	w.mu.RUnlock()
-	return v.world, v.exceptions
+	return v
 }
 
 func (w *Watcher) now() time.Time {
@@ -309,7 +305,7 @@ type entry struct {
 	ended       bool
 	ends        time.Time // when its time is over; zero if it is not being deleted
 	facts       facts
-	view        viewPointer
+	view        atomic.Pointer[nmi.View]
 }
 
 func (e *entry) gone(now time.Time) bool {
