@@ -16,7 +16,7 @@ TOOL    := go tool -modfile=go.tools.mod
 
 # The packages that import Kubernetes cost minutes under the race detector: they get it in `make presubmit` only.
 RACE := ./api/workloadidentity ./cmd/workload ./deploy ./internal/azure/... ./internal/azrbac/... ./internal/binding/... ./internal/cloud/... \
-	./internal/credential/... ./internal/entra/... ./internal/imds/... ./internal/lab/image ./internal/lab/netns ./internal/lab/process ./internal/oidc/... ./internal/redirect/... ./internal/sandbox/... ./internal/token/...
+	./internal/credential/... ./internal/entra/... ./internal/imds/... ./internal/lab/image ./internal/lab/netns ./internal/lab/process ./internal/oidc/... ./internal/redirect/... ./internal/sandbox/... ./internal/schedule/... ./internal/token/...
 
 ##@ Start here
 

@@ -9,7 +9,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
-	"github.com/lanyard-id/lanyard/internal/binding"
+	"github.com/lanyard-id/lanyard/internal/schedule"
 )
 
 // What the API server accepts every typed client must be able to read: a single
@@ -76,7 +76,7 @@ func TestWhatTheSchemaOfABindingAccepts(t *testing.T) {
 				t.Fatalf("accepted, and cannot be read: %v", err)
 			}
 			if b.Spec.Schedule != nil {
-				if _, err := binding.NewCalendar(b.Spec.Schedule); err != nil {
+				if _, err := schedule.New(b.Spec.Schedule); err != nil {
 					t.Errorf("accepted, and cannot be understood: %v", err)
 				}
 			}

@@ -7,6 +7,8 @@ import (
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
 	"github.com/lanyard-id/lanyard/internal/binding"
+	"github.com/lanyard-id/lanyard/internal/schedule"
+	"github.com/lanyard-id/lanyard/internal/schedule/scheduletest"
 )
 
 // Every pod has an identity and a binding of its own, and the world holds those
@@ -47,7 +49,7 @@ func BenchmarkSelectScheduled(b *testing.B) {
 	for _, text := range []string{"Europe/Berlin; mon,tue,wed,thu,fri 09:00-17:00", "Europe/Berlin; 00:00-24:00", "Europe/Berlin; cron * * * * * for 1m"} {
 		b.Run(text, func(b *testing.B) {
 			one := bind("a/b", "l", "i")
-			one.Spec.Schedule = schedule(b, text)
+			one.Spec.Schedule = scheduletest.Parse(b, text)
 			w := world(ids{identity("a/i")}, bindings{one})
 			w.Managed, w.Calendars = true, &binding.Calendars{}
 			p, now := pod("a/p", "l"), instant(b, "2026-11-20T09:00Z")
@@ -59,10 +61,10 @@ func BenchmarkSelectScheduled(b *testing.B) {
 			}
 		})
 		b.Run(text+" (compiled anew)", func(b *testing.B) {
-			s := schedule(b, text)
+			s := scheduletest.Parse(b, text)
 			now := instant(b, "2026-11-20T09:00Z")
 			for b.Loop() {
-				c, err := binding.NewCalendar(s)
+				c, err := schedule.New(s)
 				if err != nil {
 					b.Fatal(err)
 				}

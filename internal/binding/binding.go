@@ -8,7 +8,7 @@
 //	    ── the one that the request names                                Select
 //
 // A binding is open while all of these are: notBefore and notAfter, the schedule
-// (a Calendar), and with access OnRequest an approved AccessRequest. What cannot
+// (package schedule), and with access OnRequest an approved AccessRequest. What cannot
 // be understood never opens.
 //
 // Time zones are looked up by name with package time. A program that must not
@@ -23,6 +23,7 @@ import (
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
 	lanyard "github.com/lanyard-id/lanyard/api/lanyard/v1alpha1"
+	"github.com/lanyard-id/lanyard/internal/schedule"
 )
 
 // A Pod is what the rules need to know about a pod.
@@ -68,7 +69,7 @@ type Bound struct {
 	// must not.
 	Closes time.Time
 
-	calendar *Calendar // of the binding's schedule; nil if there is none
+	calendar *schedule.Calendar // of the binding's schedule; nil if there is none
 }
 
 // A Problem is a binding that is meant for a pod but yields no identity.

@@ -6,6 +6,7 @@ import (
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
 	lanyard "github.com/lanyard-id/lanyard/api/lanyard/v1alpha1"
+	"github.com/lanyard-id/lanyard/internal/schedule"
 )
 
 // Active returns those of bound that are open at the instant now, each identity
@@ -85,7 +86,7 @@ func (b *Bound) limits(t time.Time) (open bool, changes time.Time) {
 	if s.Schedule != nil {
 		c := b.calendar
 		if c == nil { // a Bound that Of did not make
-			c, _ = NewCalendar(s.Schedule)
+			c, _ = schedule.New(s.Schedule)
 		}
 		if c == nil {
 			return false, time.Time{}

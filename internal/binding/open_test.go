@@ -13,6 +13,7 @@ import (
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
 	lanyard "github.com/lanyard-id/lanyard/api/lanyard/v1alpha1"
 	"github.com/lanyard-id/lanyard/internal/binding"
+	"github.com/lanyard-id/lanyard/internal/schedule/scheduletest"
 )
 
 func instant(t testing.TB, s string) time.Time {
@@ -49,7 +50,7 @@ func TestWhenABindingIsOpen(t *testing.T) {
 	type spec = v1.AzureIdentityBindingSpec
 	type requests = []*lanyard.AccessRequest
 	at := func(s string) *metav1.Time { m := metav1.NewTime(instant(t, s)); return &m }
-	office := schedule(t, "Europe/Berlin; mon,tue,wed,thu,fri 09:00-17:00; not 2026-11-23")
+	office := scheduletest.Parse(t, "Europe/Berlin; mon,tue,wed,thu,fri 09:00-17:00; not 2026-11-23")
 	minutes := func(n time.Duration) *metav1.Duration { return &metav1.Duration{Duration: n * time.Minute} }
 	gone := metav1.Now()
 	for _, c := range []struct {
@@ -73,7 +74,7 @@ func TestWhenABindingIsOpen(t *testing.T) {
 		{"notBefore falls outside the schedule", spec{Schedule: office, NotBefore: at("2026-11-25T20:00Z")}, nil, "2026-11-22T00:00Z", "", binding.NotOpen, "opens 2026-11-26 09:00", "2026-11-26T08:00Z"},
 		{"the schedule opens only after notAfter", spec{Schedule: office, NotAfter: at("2026-11-23T20:00Z")}, nil, "2026-11-22T00:00Z", "", binding.NotOpen, "never let it open", ""},
 		{"notAfter inside the schedule", spec{Schedule: office, NotAfter: at("2026-11-20T12:00Z")}, nil, "2026-11-20T10:00Z", "2026-11-20T12:00Z", "", "", ""},
-		{"a schedule that never opens", spec{Schedule: schedule(t, "UTC; cron 0 0 30 2 * for 1h")}, nil, "2026-11-20T10:00Z", "", binding.NotOpen, "never let it open", ""},
+		{"a schedule that never opens", spec{Schedule: scheduletest.Parse(t, "UTC; cron 0 0 30 2 * for 1h")}, nil, "2026-11-20T10:00Z", "", binding.NotOpen, "never let it open", ""},
 
 		{"nobody has asked", spec{Access: v1.AccessOnRequest}, nil, "2026-11-20T10:00Z", "", binding.AwaitingApproval, `nobody has asked: ask with "kubectl lanyard access request b -n a --reason WHY --duration 1h"`, ""},
 		{"an access that is not known is no access", spec{Access: "Sometimes"}, nil, "2026-11-20T10:00Z", "", binding.AwaitingApproval, "", ""},
@@ -145,7 +146,7 @@ func TestWhenABindingIsOpen(t *testing.T) {
 
 func TestOfSeveralBindingsOfAnIdentityOneCounts(t *testing.T) {
 	one, two := bind("a/one", "l", "i"), bind("a/two", "l", "i")
-	one.Spec.Schedule, two.Spec.Schedule = schedule(t, "UTC; 08:00-12:00"), schedule(t, "UTC; 10:00-14:00")
+	one.Spec.Schedule, two.Spec.Schedule = scheduletest.Parse(t, "UTC; 08:00-12:00"), scheduletest.Parse(t, "UTC; 10:00-14:00")
 	w := world(ids{identity("a/i")}, bindings{one, two})
 	w.Managed = true
 	p := pod("a/p", "l")
@@ -179,7 +180,7 @@ func TestOfSeveralBindingsOfAnIdentityOneCounts(t *testing.T) {
 func TestABindingThatIsAlwaysOpenWins(t *testing.T) {
 	for _, names := range [][2]string{{"a/one", "a/two"}, {"a/two", "a/one"}} {
 		timed, free := bind(names[0], "l", "i"), bind(names[1], "l", "i")
-		timed.Spec.Schedule = schedule(t, "UTC; 08:00-12:00")
+		timed.Spec.Schedule = scheduletest.Parse(t, "UTC; 08:00-12:00")
 		w := world(ids{identity("a/i"), identity("a/j")}, bindings{timed, free, bind("a/x", "l", "j")})
 		w.Managed = true
 		p := pod("a/p", "l")
@@ -209,7 +210,7 @@ func TestCalendarsFollowTheBinding(t *testing.T) {
 		{"UTC; 08:00-12:00; not 2026-11-20", binding.NotOpen}, {"UTC; fri 08:00-12:00", ""}, {"UTC; cron 0 8 * * * for 2h", ""}, {"UTC; cron 0 8 * * * for 1h", binding.NotOpen},
 	} {
 		// In place, as no informer would: the memory must not be fooled even so.
-		next := schedule(t, c.schedule)
+		next := scheduletest.Parse(t, c.schedule)
 		if b.Spec.Schedule == nil {
 			b.Spec.Schedule = next
 		} else {
@@ -234,7 +235,7 @@ func TestCalendarsFollowTheBinding(t *testing.T) {
 
 func TestARequestForAClosedIdentityIsToldWhenItOpens(t *testing.T) {
 	b := bind("a/one", "l", "i")
-	b.Spec.Schedule = schedule(t, "UTC; 08:00-12:00")
+	b.Spec.Schedule = scheduletest.Parse(t, "UTC; 08:00-12:00")
 	w := world(ids{identity("a/i"), identity("a/j")}, bindings{b, bind("a/two", "l", "j")})
 	w.Managed = true
 	_, err := binding.Select(pod("a/p", "l"), w, binding.Selector{ClientID: "client-i"}, instant(t, "2026-11-20T07:00Z"))
@@ -310,7 +311,7 @@ func FuzzActive(f *testing.F) {
 				b.Spec.NotAfter = &metav1.Time{Time: minute()}
 			}
 			if next(2) == 0 {
-				b.Spec.Schedule = schedule(t, schedules[next(len(schedules))])
+				b.Spec.Schedule = scheduletest.Parse(t, schedules[next(len(schedules))])
 			}
 			if next(3) == 0 {
 				b.Spec.Access = v1.AccessOnRequest
@@ -374,4 +375,18 @@ func FuzzActive(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestAScheduleThatCannotBeUnderstoodNeverOpens(t *testing.T) {
+	b := bind("a/b", "l", "i")
+	b.Spec.Schedule = scheduletest.Parse(t, "Europe/Bonn; 09:00-10:00")
+	w := world(ids{identity("a/i")}, bindings{b})
+	w.Managed = true
+	_, err := binding.Select(pod("a/p", "l"), w, binding.Selector{}, time.Unix(0, 0))
+	if r, ok := err.(*binding.Refusal); !ok || r.Reason != binding.InvalidSchedule || !strings.Contains(r.Text, "a/b never opens: spec.schedule: ") {
+		t.Errorf("got %v", err)
+	}
+	if open, next := binding.Active([]binding.Bound{{Binding: b, Identity: identity("a/i")}}, time.Unix(0, 0)); len(open) != 0 || !next.IsZero() {
+		t.Errorf("open: %v until %v", open, next)
+	}
 }

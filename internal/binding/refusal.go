@@ -199,7 +199,7 @@ func (b *Bound) tooShort(now time.Time) bool {
 func (b *Bound) moment(t, now time.Time) string {
 	zone, name := time.UTC, "UTC"
 	if b.calendar != nil {
-		zone, name = b.calendar.zone, b.calendar.zone.String()
+		zone, name = b.calendar.Zone(), b.calendar.Zone().String()
 	}
 	layout := "2006-01-02 15:04"
 	if t.Second() != 0 {

@@ -5,13 +5,13 @@ import (
 	"time"
 
 	aadv1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
-	"github.com/lanyard-id/lanyard/internal/binding"
+	"github.com/lanyard-id/lanyard/internal/schedule"
 )
 
 func TestTheStorysWindowsAreClosedAndOpenOnEveryDay(t *testing.T) {
 	at := func(s *aadv1.Schedule, now time.Time) bool {
 		t.Helper()
-		c, err := binding.NewCalendar(s)
+		c, err := schedule.New(s)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -27,7 +27,7 @@ var layers = []struct {
 	packages []string // path prefixes below the module
 }{
 	{"api", []string{"api", "deploy"}},
-	{"rules", []string{"internal/azure", "internal/azrbac", "internal/binding"}},
+	{"rules", []string{"internal/azure", "internal/azrbac", "internal/schedule", "internal/binding"}},
 	{"protocols", []string{"internal/imds", "internal/oidc", "internal/token", "internal/entra", "internal/credential", "internal/redirect", "internal/sandbox"}},
 	{"components", []string{"internal/access", "internal/mic", "internal/nmi", "internal/webhook"}},
 	{"cloud", []string{"internal/cloud"}},
@@ -86,7 +86,7 @@ var laws = []struct {
 	},
 	{
 		reason: "rules are functions of values: no HTTP, no log, no environment",
-		from:   []string{"internal/azure", "internal/azrbac", "internal/binding"},
+		from:   []string{"internal/azure", "internal/azrbac", "internal/schedule", "internal/binding"},
 		never:  []string{"net/http", "log", "log/slog", "os", "os/exec", "database/"},
 	},
 	{

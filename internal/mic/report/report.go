@@ -32,6 +32,7 @@ import (
 	"github.com/lanyard-id/lanyard/internal/binding"
 	"github.com/lanyard-id/lanyard/internal/mic/assigned"
 	"github.com/lanyard-id/lanyard/internal/mic/pods"
+	"github.com/lanyard-id/lanyard/internal/schedule"
 )
 
 // Reasons of conditions; those of assignments that fail come beside them.
@@ -129,7 +130,7 @@ func (c *Controller) bindingReady(ctx context.Context, b *v1.AzureIdentityBindin
 		return condition(v1.ConditionReady, false, reasonNoSelector, "the binding is for no pod: give spec.selector (the value of the pods' label %s), spec.podSelector or spec.serviceAccountName", v1.BindingLabel), nil
 	}
 	if b.Spec.Schedule != nil {
-		if _, err := binding.NewCalendar(b.Spec.Schedule); err != nil {
+		if _, err := schedule.New(b.Spec.Schedule); err != nil {
 			return condition(v1.ConditionReady, false, reasonInvalidSchedule, "%v", err), nil
 		}
 	}

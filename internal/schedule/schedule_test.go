@@ -1,4 +1,4 @@
-package binding_test
+package schedule_test
 
 import (
 	"fmt"
@@ -8,47 +8,11 @@ import (
 	"time"
 
 	"github.com/robfig/cron/v3"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
-	"github.com/lanyard-id/lanyard/internal/binding"
+	"github.com/lanyard-id/lanyard/internal/schedule"
+	"github.com/lanyard-id/lanyard/internal/schedule/scheduletest"
 )
-
-// schedule reads "zone; mon,tue 09:00-17:00; cron 0 9 * * * for 1h; not 2026-12-25".
-func schedule(t testing.TB, text string) *v1.Schedule {
-	t.Helper()
-	s := &v1.Schedule{}
-	for i, part := range strings.Split(text, "; ") {
-		switch {
-		case i == 0:
-			s.TimeZone = part
-		case strings.HasPrefix(part, "cron "):
-			spec, d, _ := strings.Cut(part[5:], " for ")
-			s.Cron = spec
-			duration, err := time.ParseDuration(d)
-			if err != nil {
-				t.Fatal(err)
-			}
-			s.Duration = metav1.Duration{Duration: duration}
-		case strings.HasPrefix(part, "not "):
-			s.Holidays = append(s.Holidays, part[4:])
-		default:
-			days, hours, ok := strings.Cut(part, " ")
-			if !ok {
-				days, hours = "", days
-			}
-			var w v1.Window
-			w.Start, w.End, _ = strings.Cut(hours, "-")
-			for d := range strings.SplitSeq(days, ",") {
-				if d != "" {
-					w.Days = append(w.Days, v1.Day(d))
-				}
-			}
-			s.Windows = append(s.Windows, w)
-		}
-	}
-	return s
-}
 
 func TestTheCalendar(t *testing.T) {
 	for _, c := range []struct {
@@ -100,7 +64,7 @@ func TestTheCalendar(t *testing.T) {
 		{"windows and cron add up", "UTC; mon 09:00-12:00; cron 0 12 * * * for 1h", "2026-11-23T10:00Z", "open 11-23T13:00 11-24T12:00"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			calendar, err := binding.NewCalendar(schedule(t, c.schedule))
+			calendar, err := schedule.New(scheduletest.Parse(t, c.schedule))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -153,20 +117,9 @@ func TestWhatCannotBeUnderstoodIsRefused(t *testing.T) {
 		{"a holiday that is no date", "UTC; 09:00-10:00; not 2026-02-30", "holidays[0]"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := schedule(t, c.schedule)
-			if _, err := binding.NewCalendar(s); err == nil || !strings.Contains(err.Error(), c.want) {
+			s := scheduletest.Parse(t, c.schedule)
+			if _, err := schedule.New(s); err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Fatalf("got %v", err)
-			}
-			b := bind("a/b", "l", "i")
-			b.Spec.Schedule = s
-			w := world(ids{identity("a/i")}, bindings{b})
-			w.Managed = true
-			_, err := binding.Select(pod("a/p", "l"), w, binding.Selector{}, time.Unix(0, 0))
-			if r, ok := err.(*binding.Refusal); !ok || r.Reason != binding.InvalidSchedule || !strings.Contains(r.Text, "a/b never opens: spec.schedule: ") {
-				t.Errorf("got %v", err)
-			}
-			if open, next := binding.Active([]binding.Bound{{Binding: b, Identity: identity("a/i")}}, time.Unix(0, 0)); len(open) != 0 || !next.IsZero() {
-				t.Errorf("open: %v until %v", open, next)
 			}
 		})
 	}
@@ -273,7 +226,7 @@ func FuzzCalendar(f *testing.F) {
 		if next(3) == 1 {
 			s.Holidays = []string{change.AddDate(0, 0, next(3)-1).Format(time.DateOnly)}
 		}
-		calendar, err := binding.NewCalendar(s)
+		calendar, err := schedule.New(s)
 		if err != nil {
 			return
 		}
@@ -284,7 +237,7 @@ func FuzzCalendar(f *testing.F) {
 			at := from.Add(time.Duration(m) * time.Minute)
 			got, next := calendar.At(at)
 			if m%97 == 0 {
-				fresh, err := binding.NewCalendar(s) // without memory
+				fresh, err := schedule.New(s) // without memory
 				if err != nil {
 					t.Fatal(err)
 				}

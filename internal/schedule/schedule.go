@@ -1,4 +1,8 @@
-package binding
+// Package schedule tells when a binding's schedule is open: a function of the
+// schedule and an instant, exact where the clocks change.
+//
+//	v1.Schedule ── New ──> Calendar ── At(t) ──> open or not, and when that changes
+package schedule
 
 import (
 	"cmp"
@@ -7,7 +11,6 @@ import (
 	"math"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -56,8 +59,8 @@ type stretch struct {
 	changes     time.Time // zero means never
 }
 
-// NewCalendar compiles a schedule. The error says which field is wrong.
-func NewCalendar(s *v1.Schedule) (*Calendar, error) {
+// New compiles a schedule. The error says which field is wrong.
+func New(s *v1.Schedule) (*Calendar, error) {
 	c := &Calendar{holidays: map[int64]bool{}}
 	name := cmp.Or(s.TimeZone, "UTC")
 	if name == "Local" { // to package time that is the machine's zone
@@ -65,7 +68,7 @@ func NewCalendar(s *v1.Schedule) (*Calendar, error) {
 	}
 	var err error
 	if c.zone, err = time.LoadLocation(name); err != nil {
-		return nil, fmt.Errorf("timeZone %s is not in the time zone database: write a name such as Europe/Berlin", quote(name))
+		return nil, fmt.Errorf("timeZone %.300q is not in the time zone database: write a name such as Europe/Berlin", name)
 	}
 	for i, w := range s.Windows {
 		compiled, err := newWindow(w)
@@ -88,7 +91,7 @@ func NewCalendar(s *v1.Schedule) (*Calendar, error) {
 	for i, h := range s.Holidays {
 		date, err := time.Parse(time.DateOnly, h)
 		if err != nil {
-			return nil, fmt.Errorf("holidays[%d] %s is not a date such as 2026-12-25", i, quote(h))
+			return nil, fmt.Errorf("holidays[%d] %.300q is not a date such as 2026-12-25", i, h)
 		}
 		c.holidays[date.Unix()/day] = true
 	}
@@ -99,15 +102,15 @@ func newWindow(w v1.Window) (window, error) {
 	var out window
 	var ok bool
 	if out.start, ok = clock(w.Start); !ok || out.start == day {
-		return out, fmt.Errorf("start %s is not a time from 00:00 to 23:59", quote(w.Start))
+		return out, fmt.Errorf("start %.300q is not a time from 00:00 to 23:59", w.Start)
 	}
 	if out.end, ok = clock(w.End); !ok {
-		return out, fmt.Errorf("end %s is not a time from 00:00 to 24:00", quote(w.End))
+		return out, fmt.Errorf("end %.300q is not a time from 00:00 to 24:00", w.End)
 	}
 	for _, d := range w.Days {
 		i := slices.Index([]v1.Day{"sun", "mon", "tue", "wed", "thu", "fri", "sat"}, d)
 		if i < 0 {
-			return out, fmt.Errorf("days: %s is none of mon, tue, wed, thu, fri, sat, sun", quote(string(d)))
+			return out, fmt.Errorf("days: %.300q is none of mon, tue, wed, thu, fri, sat, sun", string(d))
 		}
 		out.days |= 1 << i
 	}
@@ -126,6 +129,9 @@ func clock(s string) (int64, bool) {
 	t := h*3600 + m*60
 	return t, m < 60 && t <= day
 }
+
+// Zone is the time zone of the schedule.
+func (c *Calendar) Zone() *time.Location { return c.zone }
 
 // At reports whether the schedule is open at the instant t, and the first later
 // instant at which that changes; zero means never. A change is looked for up to
@@ -262,54 +268,4 @@ func (c *Calendar) nextWindow(t, limit int64) int64 {
 			return t
 		}
 	}
-}
-
-// Calendars remembers the calendars of bindings. The zero value is ready to use,
-// by several goroutines; it is a cache of NewCalendar and changes no answer.
-type Calendars struct {
-	mu  sync.Mutex
-	all map[bindingKey]compiled
-}
-
-type bindingKey struct{ namespace, name string }
-
-type compiled struct {
-	schedule *v1.Schedule
-	calendar *Calendar
-	err      error
-}
-
-// maxCalendars bounds what bindings that are gone leave behind.
-const maxCalendars = 20_000
-
-// of returns the calendar of a binding with a schedule.
-func (c *Calendars) of(b *v1.AzureIdentityBinding) (*Calendar, error) {
-	if c == nil {
-		return NewCalendar(b.Spec.Schedule)
-	}
-	key := bindingKey{b.Namespace, b.Name}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	have, ok := c.all[key]
-	if ok && sameSchedule(have.schedule, b.Spec.Schedule) {
-		return have.calendar, have.err
-	}
-	if len(c.all) >= maxCalendars {
-		clear(c.all)
-	}
-	if c.all == nil {
-		c.all = map[bindingKey]compiled{}
-	}
-	// A copy: a schedule that its owner changes in place must not look the same.
-	have = compiled{schedule: b.Spec.Schedule.DeepCopy()}
-	have.calendar, have.err = NewCalendar(have.schedule)
-	c.all[key] = have
-	return have.calendar, have.err
-}
-
-func sameSchedule(a, b *v1.Schedule) bool {
-	return a.TimeZone == b.TimeZone && a.Cron == b.Cron && a.Duration == b.Duration && slices.Equal(a.Holidays, b.Holidays) &&
-		slices.EqualFunc(a.Windows, b.Windows, func(x, y v1.Window) bool {
-			return x.Start == y.Start && x.End == y.End && slices.Equal(x.Days, y.Days)
-		})
 }

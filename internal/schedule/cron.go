@@ -1,4 +1,4 @@
-package binding
+package schedule
 
 import (
 	"fmt"
@@ -24,19 +24,19 @@ func newCron(spec string, d time.Duration) (*cronTimes, error) {
 		return nil, fmt.Errorf("duration %s: it must be at least a second", d)
 	}
 	if strings.Contains(spec, "TZ=") {
-		return nil, fmt.Errorf("cron %s: the time zone is given by timeZone", quote(spec))
+		return nil, fmt.Errorf("cron %.300q: the time zone is given by timeZone", spec)
 	}
 	const fields = cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow
 	if strings.HasPrefix(spec, "@every") {
-		return nil, fmt.Errorf("cron %s: @every has no fixed times: write minute, hour, day of month, month and day of week", quote(spec))
+		return nil, fmt.Errorf("cron %.300q: @every has no fixed times: write minute, hour, day of month, month and day of week", spec)
 	}
 	parsed, err := cron.NewParser(fields | cron.Descriptor).Parse(spec)
 	if err != nil {
-		return nil, fmt.Errorf("cron %s: %w: write minute, hour, day of month, month and day of week, such as \"30 9 * * 1-5\"", quote(spec), err)
+		return nil, fmt.Errorf("cron %.300q: %w: write minute, hour, day of month, month and day of week, such as \"30 9 * * 1-5\"", spec, err)
 	}
 	s, ok := parsed.(*cron.SpecSchedule)
 	if !ok {
-		return nil, fmt.Errorf("cron %s has no fixed times", quote(spec))
+		return nil, fmt.Errorf("cron %.300q has no fixed times", spec)
 	}
 	const star = 1 << 63 // set by the library where a field is *
 	c := &cronTimes{dom: s.Dom, month: s.Month, dow: s.Dow, either: s.Dom&star == 0 && s.Dow&star == 0, duration: int64(d / time.Second)}
