@@ -1,8 +1,10 @@
 package imds
 
 import (
+	"errors"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 )
 
@@ -75,23 +77,22 @@ func invalid(description string) *Error {
 // case and every alias counts.
 func parseQuery(raw string) (TokenRequest, error) {
 	var q TokenRequest
-	values, err := url.ParseQuery(raw)
-	if err != nil {
-		e := invalid("the query string is malformed")
-		e.Err = err
-		return TokenRequest{}, e
-	}
-	seen := make(map[string]bool, len(values))
+	var few [8]string // a request has two or three parameters: no map, and nothing on the heap
+	names := few[:0]
 	selectors := 0
-	for name, vs := range values {
-		key := strings.ToLower(name)
-		if len(vs) != 1 || seen[key] {
-			return TokenRequest{}, invalid("query parameter " + printable(key) + " is given more than once")
+	for raw != "" {
+		var pair string
+		if pair, raw, _ = strings.Cut(raw, "&"); pair == "" {
+			continue
 		}
-		seen[key] = true
-		v := vs[0]
+		name, v, err := parameter(pair)
+		if err != nil {
+			return TokenRequest{}, &Error{Status: http.StatusBadRequest, Code: CodeInvalidRequest, Description: "the query string is malformed", Err: err}
+		}
+		name = strings.ToLower(name)
+		names = append(names, name)
 		var field *string
-		switch key {
+		switch name {
 		case "resource":
 			q.Resource = v
 		case "api-version":
@@ -108,6 +109,12 @@ func parseQuery(raw string) (TokenRequest, error) {
 			selectors++
 		}
 	}
+	slices.Sort(names)
+	for i := 1; i < len(names); i++ {
+		if names[i] == names[i-1] {
+			return TokenRequest{}, invalid("query parameter " + printable(names[i]) + " is given more than once")
+		}
+	}
 	switch {
 	case q.Resource == "":
 		return TokenRequest{}, invalid(DescriptionNoResource)
@@ -119,6 +126,20 @@ func parseQuery(raw string) (TokenRequest, error) {
 		return TokenRequest{}, invalid("the identity selector is too long or contains control characters")
 	}
 	return q, nil
+}
+
+// parameter reads one name=value as url.ParseQuery does: a semicolon is refused,
+// because others take it for a separator.
+func parameter(pair string) (name, value string, err error) {
+	if strings.Contains(pair, ";") {
+		return "", "", errors.New("a semicolon in the query")
+	}
+	name, value, _ = strings.Cut(pair, "=")
+	if name, err = url.QueryUnescape(name); err != nil {
+		return "", "", err
+	}
+	value, err = url.QueryUnescape(value)
+	return name, value, err
 }
 
 // plain reports whether s has no control characters, which have no place in a
