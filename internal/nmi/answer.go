@@ -82,10 +82,19 @@ func appendToken(b []byte, t token.Token, expires, now time.Time) []byte {
 	return append(b, `,"token_type":"Bearer"}`...)
 }
 
+// verbatim are the bytes that stand for themselves in JSON. A token has more
+// than a thousand: one look each is what this costs.
+var verbatim = func() (t [256]bool) {
+	for c := 0x20; c < 0x7f; c++ {
+		t[c] = c != '"' && c != '\\'
+	}
+	return t
+}()
+
 // appendString appends s as JSON. Almost every string needs no escape.
 func appendString(b []byte, s string) []byte {
 	for i := range len(s) {
-		if c := s[i]; c < 0x20 || c == '"' || c == '\\' || c >= 0x7f {
+		if !verbatim[s[i]] {
 			text, _ := json.Marshal(s) // a string has a JSON form
 			return append(b, text...)
 		}
