@@ -37,18 +37,28 @@ var fresh, old labtest.Cluster
 // A world is a cluster with Helm and the clients of its administrator.
 type world struct {
 	*testing.T
-	cluster   *labtest.Cluster
-	namespace string
-	objects   client.Client
-	kube      *kubernetes.Clientset
-	helm      *action.Configuration
+	kubeconfigFile string // of the administrator
+	namespace      string
+	wait           kube.WaitStrategy // of installs, upgrades and the uninstallation
+	objects        client.Client
+	kube           *kubernetes.Clientset
+	helm           *action.Configuration
 }
 
 func newWorld(t *testing.T, cluster *labtest.Cluster, namespace string) *world {
 	t.Helper()
-	w := &world{T: t, cluster: cluster, namespace: namespace}
-	config := cluster.Config(t)
-	var err error
+	// Without a node there is nothing to wait for but hooks, which the test runs.
+	return connect(t, cluster.Kubeconfig(t), namespace, kube.HookOnlyStrategy)
+}
+
+func connect(t *testing.T, kubeconfig, namespace string, wait kube.WaitStrategy) *world {
+	t.Helper()
+	w := &world{T: t, kubeconfigFile: kubeconfig, namespace: namespace, wait: wait}
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.QPS = -1 // no throttling
 	if w.objects, err = client.New(config, client.Options{}); err != nil {
 		t.Fatal(err)
 	}
@@ -56,8 +66,7 @@ func newWorld(t *testing.T, cluster *labtest.Cluster, namespace string) *world {
 		t.Fatal(err)
 	}
 	flags := genericclioptions.NewConfigFlags(false)
-	file := cluster.Kubeconfig(t)
-	flags.KubeConfig, flags.Namespace = &file, &namespace
+	flags.KubeConfig, flags.Namespace = &kubeconfig, &namespace
 	w.helm = action.NewConfiguration(action.ConfigurationSetLogger(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})))
 	if err := w.helm.Init(flags, namespace, "secret"); err != nil {
 		t.Fatal(err)
@@ -68,7 +77,7 @@ func newWorld(t *testing.T, cluster *labtest.Cluster, namespace string) *world {
 func (w *world) install(c *chart.Chart, vals map[string]any) error {
 	i := action.NewInstall(w.helm)
 	i.ReleaseName, i.Namespace, i.CreateNamespace = release1, w.namespace, true
-	i.WaitStrategy, i.Timeout = kube.HookOnlyStrategy, 30*time.Second
+	i.WaitStrategy, i.Timeout = w.wait, time.Minute
 	_, err := i.RunWithContext(w.Context(), c, vals)
 	return err
 }
@@ -76,7 +85,7 @@ func (w *world) install(c *chart.Chart, vals map[string]any) error {
 func (w *world) upgrade(c *chart.Chart, vals map[string]any) error {
 	u := action.NewUpgrade(w.helm)
 	u.Namespace, u.ResetThenReuseValues = w.namespace, true
-	u.WaitStrategy, u.Timeout = kube.HookOnlyStrategy, 30*time.Second
+	u.WaitStrategy, u.Timeout = w.wait, time.Minute
 	_, err := u.RunWithContext(w.Context(), release1, c, vals)
 	return err
 }
@@ -84,7 +93,7 @@ func (w *world) upgrade(c *chart.Chart, vals map[string]any) error {
 func (w *world) uninstall() {
 	w.Helper()
 	u := action.NewUninstall(w.helm)
-	u.WaitStrategy, u.Timeout = kube.HookOnlyStrategy, 30*time.Second
+	u.WaitStrategy, u.Timeout = w.wait, time.Minute
 	if _, err := u.Run(release1); err != nil {
 		w.Fatal(err)
 	}
@@ -162,7 +171,7 @@ func (w *world) runJob(ctx context.Context, job *batchv1.Job, program string) (s
 // kubeconfig writes a kubeconfig file with a bearer token in place of the
 // administrator's certificate.
 func (w *world) kubeconfig(token string) (string, error) {
-	config, err := clientcmd.LoadFromFile(w.cluster.Kubeconfig(w))
+	config, err := clientcmd.LoadFromFile(w.kubeconfigFile)
 	if err != nil {
 		return "", err
 	}
