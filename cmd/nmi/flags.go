@@ -49,6 +49,7 @@ type config struct {
 	headerRequired  bool
 	blockInstance   bool
 	blockHost       bool
+	collect         bool // when to collect garbage is ours to say: there is no GOGC
 	guard           bool
 	setRetryAfter   bool
 	wait            time.Duration

@@ -15,7 +15,6 @@ import (
 	"net/url"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 	"time"
 	_ "time/tzdata" // schedules name time zones, and the image has no other files
@@ -65,9 +64,8 @@ func (c config) run(ctx context.Context, getenv func(string) string, stdout io.W
 		}
 		return redirect.Remove(led...)
 	}
-	if getenv("GOGC") == "" {
-		debug.SetGCPercent(50) // what lives is caches; most of a request's garbage is small
-	}
+	c.collect = getenv("GOGC") == ""
+	c.collectAt(whileReading)
 	backlog := &journal.Backlog{To: stdout}
 	logger := slog.New(slog.NewJSONHandler(backlog, nil))
 	if c.logFormat == "text" {
@@ -150,6 +148,7 @@ func (c config) serve(ctx context.Context, kube *rest.Config, address netip.Addr
 		if !a.watcher.Synced(ctx) {
 			return ctx.Err()
 		}
+		c.collectAt(whileAnswering)
 		a.state.active.Store(true)
 		logger.InfoContext(ctx, "answering pods", "address", address.String(), "node", c.node, "version", version)
 		g, ctx := errgroup.WithContext(ctx)
