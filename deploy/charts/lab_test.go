@@ -13,7 +13,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -112,6 +114,9 @@ func startLab(t *testing.T) *labHandle {
 	state := t.TempDir()
 	up := exec.CommandContext(context.WithoutCancel(t.Context()), program, "lab", "up", "--state", state, "-o", "json")
 	up.Stderr = t.Output()
+	// If the tests are killed, the lab stops too. The kernel means the thread that starts it.
+	runtime.LockOSThread()
+	up.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	stdout, err := up.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -126,6 +131,7 @@ func startLab(t *testing.T) *labHandle {
 		if err := errors.Join(interrupted, up.Wait()); err != nil {
 			t.Errorf("stopping the lab: %v", err)
 		}
+		runtime.UnlockOSThread()
 	})
 	l := &labHandle{env: map[string]string{}}
 	if err := json.NewDecoder(stdout).Decode(l); err != nil { // it is printed when the lab is ready
@@ -287,8 +293,10 @@ func (w *world) readsTheSecret(l *labHandle, label string) {
 	if err != nil {
 		w.Fatal(err)
 	}
-	labtest.Eventually(w, w.Context(), func() error {
-		if pod, err = pods.Get(w.Context(), pod.Name, metav1.GetOptions{}); err != nil {
+	ctx, cancel := context.WithTimeout(w.Context(), time.Minute) // a node with a taint, an identity to assign
+	defer cancel()
+	labtest.Eventually(w, ctx, func() error {
+		if pod, err = pods.Get(ctx, pod.Name, metav1.GetOptions{}); err != nil {
 			return err
 		}
 		if phase := pod.Status.Phase; phase != corev1.PodSucceeded && phase != corev1.PodFailed {
