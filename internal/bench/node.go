@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -156,7 +157,23 @@ func (b *nodeBed) startNMI(ctx context.Context, flags ...string) error {
 	if err != nil {
 		return err
 	}
-	return b.active(ctx, b.nmi, probePort)
+	if err := b.active(ctx, b.nmi, probePort); err != nil {
+		return err
+	}
+	return b.forgetConnections()
+}
+
+// forgetConnections makes the kernel forget a connection a second after its end.
+// It remembers 262,144 of them, for two minutes each, and drops what comes
+// beyond: a load with a connection per request is there in half a minute. The
+// setting is there since nmi's rules track connections.
+func (b *nodeBed) forgetConnections() error {
+	return b.ns.Do(func() error {
+		if err := os.WriteFile("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait", []byte("1"), 0o644); err != nil {
+			return fmt.Errorf("letting the kernel forget connections: %w", err)
+		}
+		return nil
+	})
 }
 
 // source is pod i that asks for a token of the identity with this number.
