@@ -19,7 +19,7 @@ const (
 // requests would be a tenth of their cost; release gives back what that takes.
 const (
 	whileReading   = 50
-	whileAnswering = 150
+	whileAnswering = 125
 )
 
 // collectAt sets that percentage, unless the operator did by GOGC.
