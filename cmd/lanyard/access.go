@@ -2,17 +2,15 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	"k8s.io/client-go/tools/clientcmd"
 
 	lanyard "github.com/lanyard-id/lanyard/api/lanyard/v1alpha1"
+	"github.com/lanyard-id/lanyard/cmd/lanyard/cli"
 	"github.com/lanyard-id/lanyard/internal/access"
 )
 
@@ -25,52 +23,23 @@ func displayName(argv0 string) string {
 	return "lanyard"
 }
 
-// clusterFlags say which cluster, as which user and where, as kubectl's do.
-type clusterFlags struct {
-	kubeconfig string
-	overrides  clientcmd.ConfigOverrides
-	output     string
+// A counter are the flags with which one meets the desk.
+type counter struct {
+	cli.Cluster
+	output string
 }
 
-func (f *clusterFlags) add(cmd *cobra.Command) {
-	flags := cmd.Flags()
-	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "`file` to use instead of $KUBECONFIG or ~/.kube/config")
-	flags.StringVar(&f.overrides.CurrentContext, "context", "", "`name` of a context of the kubeconfig")
-	flags.StringVarP(&f.overrides.Context.Namespace, "namespace", "n", "", "`namespace` of the binding (default: the context's)")
-	flags.StringVarP(&f.output, "output", "o", "", "json, yaml or name; text for people without it")
-	_ = cmd.MarkFlagFilename("kubeconfig") // fails only for a flag that does not exist
-	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(access.Formats(), cobra.ShellCompDirectiveNoFileComp))
-	_ = cmd.RegisterFlagCompletionFunc("context", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-		config, err := f.loader().RawConfig()
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveError
-		}
-		var names []string
-		for name := range config.Contexts {
-			names = append(names, name)
-		}
-		slices.Sort(names)
-		return names, cobra.ShellCompDirectiveNoFileComp
-	})
-}
-
-func (f *clusterFlags) loader() clientcmd.ClientConfig {
-	rules := clientcmd.NewDefaultClientConfigLoadingRules()
-	rules.ExplicitPath = f.kubeconfig
-	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &f.overrides)
+func (c *counter) add(cmd *cobra.Command) {
+	c.Add(cmd, "`namespace` of the binding (default: the context's)")
+	cli.Output(cmd, &c.output, access.Formats()...)
 }
 
 // desk connects, after the flags were checked.
-func (f *clusterFlags) desk() (*access.Desk, string, error) {
-	if f.output != "" && !slices.Contains(access.Formats(), f.output) {
-		return nil, "", usageError{fmt.Errorf("unknown output format %q: there are %s", f.output, strings.Join(access.Formats(), ", "))}
+func (c *counter) desk() (*access.Desk, string, error) {
+	if err := cli.CheckOutput(c.output, access.Formats()...); err != nil {
+		return nil, "", err
 	}
-	loader := f.loader()
-	config, err := loader.ClientConfig()
-	if err != nil {
-		return nil, "", fmt.Errorf("which cluster? Set KUBECONFIG, or give --kubeconfig and --context: %w", err)
-	}
-	namespace, _, err := loader.Namespace()
+	config, namespace, err := c.Config()
 	if err != nil {
 		return nil, "", err
 	}
@@ -79,7 +48,7 @@ func (f *clusterFlags) desk() (*access.Desk, string, error) {
 }
 
 // complete offers names that pick finds in the cluster.
-func (f *clusterFlags) complete(pick func(ctx context.Context, d *access.Desk, namespace string) ([]string, error)) cobra.CompletionFunc {
+func (f *counter) complete(pick func(ctx context.Context, d *access.Desk, namespace string) ([]string, error)) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		if len(args) > 0 {
 			return nil, cobra.ShellCompDirectiveNoFileComp
@@ -98,19 +67,6 @@ func (f *clusterFlags) complete(pick func(ctx context.Context, d *access.Desk, n
 	}
 }
 
-// oneArg wants exactly one argument and says which.
-func oneArg(what string) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		switch {
-		case len(args) == 0 || args[0] == "":
-			return usageError{fmt.Errorf("name the %s (see %q)", what, cmd.CommandPath()+" --help")}
-		case len(args) > 1:
-			return usageError{fmt.Errorf("unknown argument %q (see %q)", args[1], cmd.CommandPath()+" --help")}
-		}
-		return nil
-	}
-}
-
 func accessCommand(self string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "access",
@@ -121,7 +77,7 @@ that was asked for.`,
 		Example: strings.ReplaceAll(`  lanyard access request payroll --reason "ticket 4711" --duration 1h
   lanyard access list
   lanyard approve payroll-x7k2p`, "lanyard ", self+" "),
-		Args: noArgs,
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(accessRequestCommand(self), accessListCommand(self))
@@ -129,7 +85,7 @@ that was asked for.`,
 }
 
 func accessRequestCommand(self string) *cobra.Command {
-	var f clusterFlags
+	var f counter
 	var ask access.Ask
 	var wait bool
 	cmd := &cobra.Command{
@@ -139,15 +95,15 @@ func accessRequestCommand(self string) *cobra.Command {
 fails if that is no approval.`,
 		Example: strings.ReplaceAll(`  lanyard access request payroll --reason "ticket 4711" --duration 1h
   lanyard access request payroll --reason "ticket 4711" --duration 30m --pod worker-0 --wait`, "lanyard ", self+" "),
-		Args: oneArg("AzureIdentityBinding to ask for"),
+		Args: cli.OneArg("AzureIdentityBinding to ask for"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case ask.Reason == "":
-				return usageError{errors.New("say why with --reason: whoever decides reads it")}
+				return cli.Usage("say why with --reason: whoever decides reads it")
 			case ask.Duration < time.Second || ask.Duration > 8760*time.Hour:
-				return usageError{errors.New("say how long with --duration, from 1s to 8760h, such as --duration 1h")}
+				return cli.Usage("say how long with --duration, from 1s to 8760h, such as --duration 1h")
 			case ask.Duration%time.Second != 0:
-				return usageError{errors.New("--duration is in whole seconds")}
+				return cli.Usage("--duration is in whole seconds")
 			}
 			d, namespace, err := f.desk()
 			if err != nil {
@@ -190,13 +146,13 @@ fails if that is no approval.`,
 }
 
 func accessListCommand(self string) *cobra.Command {
-	var f clusterFlags
+	var f counter
 	var all bool
 	cmd := &cobra.Command{
 		Use:     "list",
 		Short:   "List requests: those that wait first",
 		Example: strings.ReplaceAll("  lanyard access list\n  lanyard access list -A -o json", "lanyard ", self+" "),
-		Args:    noArgs,
+		Args:    cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			d, namespace, err := f.desk()
 			if err != nil {
@@ -226,7 +182,7 @@ func accessListCommand(self string) *cobra.Command {
 }
 
 // print writes one request.
-func (f *clusterFlags) print(cmd *cobra.Command, r *lanyard.AccessRequest) error {
+func (f *counter) print(cmd *cobra.Command, r *lanyard.AccessRequest) error {
 	return access.Print(cmd.OutOrStdout(), f.output, []lanyard.AccessRequest{*r}, false, false, time.Now())
 }
 
@@ -242,7 +198,7 @@ func decisionCommands(self string) []*cobra.Command {
 }
 
 func decisionCommand(self, verb, short string, verdict lanyard.Verdict, offered func(*lanyard.AccessRequest) bool) *cobra.Command {
-	var f clusterFlags
+	var f counter
 	var reason string
 	cmd := &cobra.Command{
 		Use:   verb + " NAME",
@@ -252,7 +208,7 @@ func decisionCommand(self, verb, short string, verdict lanyard.Verdict, offered 
 This needs the verb approve on accessrequests.lanyard.id, which the ClusterRole
 lanyard-access-approver has. Your name stands in the decision.`,
 		Example: fmt.Sprintf("  %[1]s access list\n  %[1]s %[2]s payroll-x7k2p -n shop --reason \"as agreed\"", self, verb),
-		Args:    oneArg("AccessRequest to " + verb),
+		Args:    cli.OneArg("AccessRequest to " + verb),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			d, namespace, err := f.desk()
 			if err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/lanyard-id/lanyard/cmd/lanyard/cli"
 	"github.com/lanyard-id/lanyard/internal/cloud/control"
 	"github.com/lanyard-id/lanyard/internal/estate"
 )
@@ -32,7 +33,7 @@ they reach it through a socket in its state directory, which they find by
   az login --service-principal -u $AZURE_CLIENT_ID -p $AZURE_CLIENT_SECRET --tenant $AZURE_TENANT_ID
   lanyard cloud fault add --host management.azure.com --status 503 --count 3
   lanyard cloud log -f`,
-		Args: noArgs,
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			dir, err := filepath.Abs(state)
 			if err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/lanyard-id/lanyard/cmd/lanyard/cli"
 	"github.com/lanyard-id/lanyard/internal/cloud/control"
 	"github.com/lanyard-id/lanyard/internal/cloud/fault"
 	"github.com/lanyard-id/lanyard/internal/cloud/journal"
@@ -66,7 +67,7 @@ cloud resets it.`,
   lanyard cloud clock --shift 1h        an hour further than now; add up
   lanyard cloud clock --freeze          it stands still
   lanyard cloud clock --reset           the real time again`,
-		Args: noArgs,
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := flags.client()
 			if err != nil {
@@ -123,7 +124,7 @@ not kept. The file requests.log in the state directory holds the same.`,
 		Example: `  lanyard cloud log
   lanyard cloud log -f                  go on as requests come
   lanyard cloud log -o json --tail 100  one JSON object a line`,
-		Args: noArgs,
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := flags.client()
 			if err != nil {
@@ -214,7 +215,7 @@ given leave a setting as it is.`,
   lanyard cloud settings --realistic
   lanyard cloud settings --operation-duration 30s --limits=false
   lanyard cloud settings --quick`,
-		Args: noArgs,
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := flags.client()
 			if err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/lanyard-id/lanyard/cmd/lanyard/cli"
 	"github.com/lanyard-id/lanyard/internal/cloud/fault"
 )
 
@@ -23,7 +24,7 @@ Faults end with the cloud.`,
 		Example: `  lanyard cloud fault add --host management.azure.com --method PATCH --status 429 --retry-after 5s --count 2
   lanyard cloud fault list
   lanyard cloud fault clear`,
-		Args: noArgs,
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(faultAddCommand(), faultListCommand(), faultClearCommand())
@@ -47,7 +48,7 @@ the host 169.254.169.254.`,
   lanyard cloud fault add --path '**/virtualMachineScaleSets/*' --method PATCH --operation-duration 30s
   lanyard cloud fault add --path '**/virtualMachineScaleSets/*' --method PATCH --operation-error InternalExecutionError --count 1
   lanyard cloud fault add --drop --count 5`,
-		Args: noArgs,
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := flags.client()
 			if err != nil {
@@ -62,7 +63,7 @@ the host 169.254.169.254.`,
 				rule.Operation = &operation
 			}
 			if err := rule.Validate(); err != nil {
-				return usageError{fmt.Errorf("%w (see %q)", err, cmd.CommandPath()+" --help")}
+				return cli.Usage("%w (see %q)", err, cmd.CommandPath()+" --help")
 			}
 			added, err := c.AddFault(cmd.Context(), rule)
 			if err != nil {
@@ -102,7 +103,7 @@ func faultListCommand() *cobra.Command {
 		Short: "List the faults in force",
 		Example: `  lanyard cloud fault list
   lanyard cloud fault list -o json`,
-		Args: noArgs,
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := flags.client()
 			if err != nil {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/lanyard-id/lanyard/cmd/lanyard/cli"
 	"github.com/lanyard-id/lanyard/internal/demo"
 	"github.com/lanyard-id/lanyard/internal/estate"
 )
@@ -22,7 +23,7 @@ for which secret through which door and what came of it, and stops the lab. The
 exit code is 0 only if every row is as the story expects.`,
 		Example: `  lanyard demo
   lanyard demo -o json`,
-		Args: noArgs,
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if err := checkOutput(output); err != nil {
 				return err

@@ -17,6 +17,7 @@ import (
 	"k8s.io/klog/v2"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
+	"github.com/lanyard-id/lanyard/cmd/lanyard/cli"
 	"github.com/lanyard-id/lanyard/internal/estate"
 	"github.com/lanyard-id/lanyard/internal/lab"
 )
@@ -37,7 +38,7 @@ of labs run side by side, each with a state directory.`,
   eval "$(lanyard lab env)"
   kubectl get azureidentity -A
   lanyard lab down`,
-		Args: noArgs,
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(labUpCommand(), labDownCommand(), labEnvCommand(), labStatusCommand())
@@ -58,7 +59,7 @@ func outputFlag(cmd *cobra.Command, output *string) {
 
 func checkOutput(output string) error {
 	if output != "" && output != "json" {
-		return usageError{fmt.Errorf("unknown output format %q: only \"json\" exists", output)}
+		return cli.Usage("unknown output format %q: only \"json\" exists", output)
 	}
 	return nil
 }
@@ -134,7 +135,7 @@ func labUpCommand() *cobra.Command {
 		Example: `  lanyard lab up                        in the foreground, until interrupted
   lanyard lab up --detach --state DIR   in the background
   lanyard lab up --apiserver-arg=audit-log-path=/tmp/audit.log`,
-		Args: noArgs,
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkOutput(output); err != nil {
 				return err
@@ -223,7 +224,7 @@ func labDownCommand() *cobra.Command {
 		Use:     "down",
 		Short:   "Stop a lab and remove what it left running",
 		Example: `  lanyard lab down --state DIR`,
-		Args:    noArgs,
+		Args:    cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			p := newProgress(cmd.ErrOrStderr())
 			defer p.Done()
@@ -245,7 +246,7 @@ the lab. AZURE_CLIENT_SECRET among them is the secret of the lab's owner: it is
 worth nothing outside this lab.`,
 		Example: `  eval "$(lanyard lab env)"
   az login --service-principal -u $AZURE_CLIENT_ID -p $AZURE_CLIENT_SECRET --tenant $AZURE_TENANT_ID`,
-		Args: noArgs,
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkOutput(output); err != nil {
 				return err
@@ -272,7 +273,7 @@ func labStatusCommand() *cobra.Command {
 		Short:   "Say whether a lab is up and where",
 		Long:    "Says whether a lab is up and where. The exit code is 1 when none is.",
 		Example: `  lanyard lab status --state DIR -o json`,
-		Args:    noArgs,
+		Args:    cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkOutput(output); err != nil {
 				return err
@@ -325,7 +326,7 @@ func (f *labFlags) possible(ctx context.Context, stderr io.Writer) (handled bool
 			return true, fmt.Errorf("no lab is possible here without root: %w", err)
 		}
 		if code != 0 {
-			return true, exitCode(code)
+			return true, cli.ExitCode(code)
 		}
 		return true, nil
 	}

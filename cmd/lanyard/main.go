@@ -14,6 +14,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/lanyard-id/lanyard/cmd/lanyard/cli"
 )
 
 // version is set at link time.
@@ -34,14 +36,6 @@ const (
 	exitInterrupted = 130 // 128 + SIGINT, as shells report it
 )
 
-// A usageError is a mistake on the command line.
-type usageError struct{ error }
-
-// An exitCode is the failure of a command that ran elsewhere.
-type exitCode int
-
-func (c exitCode) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
-
 // run runs the command line args and returns the exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := rootCommand()
@@ -52,8 +46,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return exitOK
 	}
-	var usage usageError
-	var code exitCode
+	var usage cli.UsageError
+	var code cli.ExitCode
 	switch {
 	case errors.As(err, &code):
 		return int(code) // of a command that has said everything
@@ -89,22 +83,14 @@ cluster with Lanyard it asks for access to an identity, and decides about it.`,
 		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          noArgs,
+		Args:          cli.NoArgs,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetVersionTemplate("lanyard {{.Version}}\n")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usageError{fmt.Errorf("%w (see %q)", err, cmd.CommandPath()+" --help")}
+		return cli.Usage("%w (see %q)", err, cmd.CommandPath()+" --help")
 	})
 	root.AddCommand(labCommand(), cloudCommand(), demoCommand(), accessCommand(self), internalCommand())
 	root.AddCommand(decisionCommands(self)...)
 	return root
-}
-
-// noArgs refuses arguments with what to do instead.
-func noArgs(cmd *cobra.Command, args []string) error {
-	if len(args) > 0 {
-		return usageError{fmt.Errorf("unknown argument %q (see %q)", args[0], cmd.CommandPath()+" --help")}
-	}
-	return nil
 }
