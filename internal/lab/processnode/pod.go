@@ -39,7 +39,7 @@ func newPod(n *Node, object *corev1.Pod) *pod {
 
 // delete asks the pod to end. Only the first call counts.
 func (p *pod) delete(seconds *int64) {
-	grace := 30 * time.Second
+	grace := p.grace()
 	if seconds != nil {
 		grace = time.Duration(*seconds) * time.Second
 	}
@@ -115,6 +115,7 @@ func (p *pod) live(ctx context.Context) error {
 	if !renew.IsZero() {
 		running.Go(func() { p.renew(ctx, renew) })
 	}
+	var sidecars []*container
 	for _, spec := range p.object.Spec.InitContainers {
 		c := p.add(spec)
 		if spec.RestartPolicy != nil && *spec.RestartPolicy == corev1.ContainerRestartPolicyAlways {
@@ -122,6 +123,7 @@ func (p *pod) live(ctx context.Context) error {
 			if err := c.begun(ctx); err != nil {
 				return err
 			}
+			sidecars = append(sidecars, c)
 			continue
 		}
 		policy := p.object.Spec.RestartPolicy
@@ -132,12 +134,25 @@ func (p *pod) live(ctx context.Context) error {
 			return fmt.Errorf("init container %s ended with exit status %d", spec.Name, code)
 		}
 	}
+	var mains sync.WaitGroup
 	for _, spec := range p.object.Spec.Containers {
 		c := p.add(spec)
-		running.Go(func() { c.keep(ctx, p.object.Spec.RestartPolicy) })
+		mains.Go(func() { c.keep(ctx, p.object.Spec.RestartPolicy) })
 		running.Go(func() { c.probe(ctx) })
 	}
+	mains.Wait()
+	for _, c := range sidecars { // they live as long as what they serve (KEP-753)
+		c.end(ctx, p.grace())
+	}
 	return nil
+}
+
+// grace is how long the containers may take to end when nobody says otherwise.
+func (p *pod) grace() time.Duration {
+	if s := p.object.Spec.TerminationGracePeriodSeconds; s != nil {
+		return time.Duration(*s) * time.Second
+	}
+	return 30 * time.Second
 }
 
 func (p *pod) add(spec corev1.Container) *container {

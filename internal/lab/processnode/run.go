@@ -29,7 +29,7 @@ type container struct {
 	spec corev1.Container
 
 	started sync.Once
-	running chan struct{} // closed when it has first been started
+	running chan struct{} // closed when it has first been started, and its postStart hook has ended
 	over    chan struct{} // closed when it will not run again
 
 	mu       sync.Mutex
@@ -92,8 +92,13 @@ func (c *container) once(ctx context.Context) int32 {
 		})
 		return 128
 	}
-	c.started.Do(func() { close(c.running) })
 	began := metav1.Now()
+	if err := c.postStart(ctx); err != nil {
+		c.pod.explain(err.Error())
+		_ = cmd.Process.Kill() // fails only when it has ended
+	} else {
+		c.started.Do(func() { close(c.running) })
+	}
 	c.pod.report(ctx)
 	err = cmd.Wait()
 	code := int32(cmd.ProcessState.ExitCode())
@@ -109,6 +114,29 @@ func (c *container) once(ctx context.Context) int32 {
 		c.state = corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: code, Reason: reason, StartedAt: began, FinishedAt: metav1.Now()}}
 	})
 	return code
+}
+
+// postStart runs the container's postStart command, in a container of its own
+// with the same files and the same network.
+func (c *container) postStart(ctx context.Context) error {
+	if c.spec.Lifecycle == nil || c.spec.Lifecycle.PostStart == nil || c.spec.Lifecycle.PostStart.Exec == nil {
+		return nil
+	}
+	hook := &container{pod: c.pod, spec: *c.spec.DeepCopy()}
+	hook.spec.Command, hook.spec.Args = c.spec.Lifecycle.PostStart.Exec.Command, nil
+	cmd, err := hook.command(ctx)
+	if err != nil {
+		return err
+	}
+	if err := hook.start(ctx, cmd); err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
+	defer stop()
+	if err := cmd.Wait(); err != nil {
+		return fmt.Errorf("the postStart hook of container %s failed: %w", c.spec.Name, err)
+	}
+	return nil
 }
 
 func (c *container) set(change func()) {
