@@ -11,8 +11,14 @@ const GroupName = "lanyard.id"
 
 // Names of the kind, for RBAC and events.
 const (
-	KindAccessRequest      = "AccessRequest"
-	ResourceAccessRequests = "accessrequests"
+	KindAccessRequest           = "AccessRequest"
+	ResourceAccessRequests      = "accessrequests"
+	KindFederatedIdentity       = "FederatedIdentity"
+	ResourceFederatedIdentities = "federatedidentities"
+	KindFederationPolicy        = "FederationPolicy"
+	// AnnotationClientIDs on a service account lists, separated by commas, client
+	// ids of more identities than the one that the pods get by default.
+	AnnotationClientIDs = "lanyard.id/client-ids"
 	// VerbApprove is the RBAC verb on accessrequests that a decision needs.
 	VerbApprove = "approve"
 )
@@ -24,7 +30,7 @@ func GroupVersion() schema.GroupVersion {
 
 // AddToScheme registers the types of this package.
 func AddToScheme(s *runtime.Scheme) error {
-	s.AddKnownTypes(GroupVersion(), &AccessRequest{}, &AccessRequestList{})
+	s.AddKnownTypes(GroupVersion(), &AccessRequest{}, &AccessRequestList{}, &FederatedIdentity{}, &FederatedIdentityList{}, &FederationPolicy{}, &FederationPolicyList{})
 	metav1.AddToGroupVersion(s, GroupVersion())
 	return nil
 }
