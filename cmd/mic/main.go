@@ -26,6 +26,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 
+	protocol "github.com/lanyard-id/lanyard/internal/arm"
 	"github.com/lanyard-id/lanyard/internal/mic"
 	"github.com/lanyard-id/lanyard/internal/mic/arm"
 	"github.com/lanyard-id/lanyard/internal/mic/taint"
@@ -301,7 +302,7 @@ func (s settings) account() (arm.Account, error) {
 		if err != nil {
 			return a, fmt.Errorf("reading AZURE_ENVIRONMENT_FILEPATH: %w", err)
 		}
-		e, err := arm.ParseEndpoints(data)
+		e, err := protocol.ParseCloud(data)
 		if err != nil {
 			return a, err
 		}

@@ -3,16 +3,14 @@ package arm
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 	"strings"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
-	azarm "github.com/Azure/azure-sdk-for-go/sdk/azcore/arm"
-	"github.com/Azure/azure-sdk-for-go/sdk/azcore/cloud"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
-	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
+
+	"github.com/lanyard-id/lanyard/internal/arm"
 )
 
 // An Account says as whom and in which cloud the controller acts. Its JSON form
@@ -26,17 +24,9 @@ type Account struct {
 	MSIClientID  string `json:"userAssignedIdentityID"` // with UseMSI; empty means the system-assigned identity
 
 	// Endpoints, if not nil, replaces what Cloud stands for.
-	Endpoints *Endpoints `json:"-"`
+	Endpoints *arm.Cloud `json:"-"`
 	// UserAgent is sent beside mic's own; empty means nothing is.
 	UserAgent string `json:"-"`
-}
-
-// Endpoints of a cloud that has no well-known name. Its JSON form is the file
-// that AZURE_ENVIRONMENT_FILEPATH names.
-type Endpoints struct {
-	Authority string `json:"activeDirectoryEndpoint"`
-	Manager   string `json:"resourceManagerEndpoint"`
-	Audience  string `json:"serviceManagementEndpoint"` // empty means Manager
 }
 
 // ParseAccount reads an azure.json. Errors never quote it: it holds a secret.
@@ -46,18 +36,6 @@ func ParseAccount(data []byte) (Account, error) {
 		return Account{}, errors.New("the cloud configuration is not JSON with the fields of azure.json")
 	}
 	return a, nil
-}
-
-// ParseEndpoints reads the description of a custom cloud.
-func ParseEndpoints(data []byte) (Endpoints, error) {
-	var e Endpoints
-	if err := json.Unmarshal(data, &e); err != nil {
-		return Endpoints{}, fmt.Errorf("reading the description of the cloud: %w", err)
-	}
-	if e.Authority == "" || e.Manager == "" {
-		return Endpoints{}, errors.New("the description of the cloud needs activeDirectoryEndpoint and resourceManagerEndpoint")
-	}
-	return e, nil
 }
 
 // Custom reports whether the cloud's endpoints come from a file.
@@ -76,38 +54,20 @@ func (a Account) Assignee() string {
 // with a managed identity says "msi" in place of the client id.
 func (a Account) managed() bool { return a.UseMSI || strings.EqualFold(a.ClientID, "msi") }
 
-func (a Account) configuration() (cloud.Configuration, error) {
-	if e := a.Endpoints; e != nil {
-		audience := e.Audience
-		if audience == "" {
-			audience = e.Manager
-		}
-		return cloud.Configuration{
-			ActiveDirectoryAuthorityHost: e.Authority,
-			Services:                     map[cloud.ServiceName]cloud.ServiceConfiguration{cloud.ResourceManager: {Endpoint: strings.TrimSuffix(e.Manager, "/"), Audience: audience}},
-		}, nil
+func (a Account) endpoints() (arm.Cloud, error) {
+	if a.Endpoints != nil {
+		return *a.Endpoints, nil
 	}
-	switch strings.ToLower(a.Cloud) {
-	case "", "azurecloud", "azurepubliccloud":
-		return cloud.AzurePublic, nil
-	case "azurechinacloud":
-		return cloud.AzureChina, nil
-	case "azureusgovernment", "azureusgovernmentcloud":
-		return cloud.AzureGovernment, nil
-	case "azurestackcloud":
-		return cloud.Configuration{}, errors.New("the cloud AzureStackCloud needs AZURE_ENVIRONMENT_FILEPATH")
-	default:
-		return cloud.Configuration{}, fmt.Errorf("unknown cloud %q: use AzurePublicCloud, AzureChinaCloud, AzureUSGovernmentCloud or AzureStackCloud", a.Cloud)
-	}
+	return arm.CloudByName(a.Cloud)
 }
 
 // Connect makes a Connection as the account. It sends nothing yet.
 func (a Account) Connect() (*Connection, error) {
-	conf, err := a.configuration()
+	endpoints, err := a.endpoints()
 	if err != nil {
 		return nil, err
 	}
-	base := policy.ClientOptions{Cloud: conf, Telemetry: policy.TelemetryOptions{ApplicationID: "aad-pod-identity/MIC"}}
+	base := endpoints.Options("aad-pod-identity/MIC")
 	if a.UserAgent != "" {
 		base.PerCallPolicies = []policy.Policy{suffix(a.UserAgent)}
 	}
@@ -118,36 +78,25 @@ func (a Account) Connect() (*Connection, error) {
 		MaxRetries: 1, RetryDelay: 200 * time.Millisecond, TryTimeout: 2 * time.Minute,
 		StatusCodes: []int{http.StatusRequestTimeout, http.StatusInternalServerError, http.StatusBadGateway, http.StatusGatewayTimeout},
 	}
-	anew := func() (azcore.TokenCredential, error) { return a.credential(base) }
+	anew := func() (azcore.TokenCredential, error) { return a.credential(endpoints, base) }
 	cred, err := anew()
 	if err != nil {
 		return nil, err
 	}
 	return &Connection{
-		Credential: cred, Anew: anew, Options: azarm.ClientOptions{ClientOptions: base, DisableRPRegistration: true}, Assignee: a.Assignee(),
+		Credential: cred, Anew: anew, Options: *arm.ManagerOptions(base), Assignee: a.Assignee(),
 	}, nil
 }
 
-func (a Account) credential(base policy.ClientOptions) (cred azcore.TokenCredential, err error) {
+func (a Account) credential(endpoints arm.Cloud, base policy.ClientOptions) (azcore.TokenCredential, error) {
 	switch {
 	case a.managed():
-		o := &azidentity.ManagedIdentityCredentialOptions{ClientOptions: base}
-		if a.MSIClientID != "" {
-			o.ID = azidentity.ClientID(a.MSIClientID)
-		}
-		cred, err = azidentity.NewManagedIdentityCredential(o)
+		return arm.Login{Method: arm.MethodManagedIdentity, ClientID: a.MSIClientID}.Credential(endpoints, base)
 	case a.TenantID == "" || a.ClientID == "" || a.ClientSecret == "":
 		return nil, errors.New("no credential for Azure: set TENANT_ID, CLIENT_ID and CLIENT_SECRET, or USE_MSI=true with USER_ASSIGNED_MSI_CLIENT_ID, or --cloudconfig")
 	default:
-		cred, err = azidentity.NewClientSecretCredential(a.TenantID, a.ClientID, a.ClientSecret, &azidentity.ClientSecretCredentialOptions{
-			ClientOptions:            base,
-			DisableInstanceDiscovery: a.Endpoints != nil,
-		})
+		return arm.Login{Method: arm.MethodClientSecret, TenantID: a.TenantID, ClientID: a.ClientID, ClientSecret: a.ClientSecret}.Credential(endpoints, base)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("making the credential for Azure: %w", err)
-	}
-	return cred, nil
 }
 
 // A suffix of the user agent.

@@ -26,6 +26,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
 	"github.com/Azure/azure-sdk-for-go/sdk/resourcemanager/compute/armcompute/v6"
 
+	"github.com/lanyard-id/lanyard/internal/arm"
 	"github.com/lanyard-id/lanyard/internal/azure"
 )
 
@@ -259,7 +260,7 @@ func (c *Client) patch(ctx context.Context, machine azure.ResourceID, kind armco
 // used again, however long this machine's clock says that it is good for: the
 // clock may be wrong, or the token revoked. The caller tries again later.
 func (c *Client) failed(used *compute, err error) error {
-	err = asError(err)
+	err = arm.AsError(err)
 	var e *Error
 	if !errors.As(err, &e) || e.Status != http.StatusUnauthorized {
 		return err
