@@ -165,7 +165,8 @@ func (a *Authority) Issue(dir string, leaf Leaf, now time.Time) (Pair, error) {
 }
 
 // EnsureSigningKey makes the ServiceAccount signing key sa.key and its public
-// half sa.pub in dir, unless they exist.
+// half sa.pub in dir, unless they exist. An sa.pub that is there stays as it is:
+// during a rotation it holds more than the key that signs.
 func EnsureSigningKey(dir string) error {
 	private, public := filepath.Join(dir, "sa.key"), filepath.Join(dir, "sa.pub")
 	if existing, err := os.ReadFile(private); err == nil {
@@ -176,6 +177,9 @@ func EnsureSigningKey(dir string) error {
 		key, err := x509.ParsePKCS1PrivateKey(block.Bytes)
 		if err != nil {
 			return fmt.Errorf("reading %s: %w", private, err)
+		}
+		if _, err := os.Stat(public); !errors.Is(err, fs.ErrNotExist) {
+			return err
 		}
 		return writePublicKey(public, key)
 	} else if !errors.Is(err, fs.ErrNotExist) {

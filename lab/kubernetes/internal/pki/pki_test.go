@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -101,6 +102,26 @@ func TestSecondStartKeepsWhatOthersHold(t *testing.T) {
 	}
 	if bytes.Equal(read(t, c.File("kube-apiserver.crt")), before["kube-apiserver.crt"]) {
 		t.Error("the serving certificate was not renewed")
+	}
+}
+
+func TestABundleOfPublicKeysSurvivesAStart(t *testing.T) {
+	dir := t.TempDir()
+	c := write(t, dir, now)
+	bundle := slices.Concat(read(t, c.File("sa.pub")), read(t, c.File("sa.pub")))
+	if err := os.WriteFile(c.File("sa.pub"), bundle, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	write(t, dir, now)
+	if !bytes.Equal(read(t, c.File("sa.pub")), bundle) {
+		t.Error("a start changed sa.pub, in the middle of a rotation")
+	}
+	if err := os.Remove(c.File("sa.pub")); err != nil {
+		t.Fatal(err)
+	}
+	write(t, dir, now)
+	if got := read(t, c.File("sa.pub")); len(got) == 0 || len(got) >= len(bundle) {
+		t.Errorf("a lost sa.pub is made anew: %d bytes", len(got))
 	}
 }
 
