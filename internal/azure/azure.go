@@ -87,3 +87,22 @@ func ManagementAudiences() []string {
 func VaultAudiences() []string {
 	return []string{ResourceVault, ResourceVault + "/", AppVault}
 }
+
+// Permissions of Microsoft Graph that an application can be granted.
+// Source: https://learn.microsoft.com/graph/permissions-reference
+const (
+	PermissionApplicationReadAll          = "Application.Read.All"
+	PermissionApplicationReadWriteAll     = "Application.ReadWrite.All"
+	PermissionApplicationReadWriteOwnedBy = "Application.ReadWrite.OwnedBy"
+	PermissionDirectoryReadAll            = "Directory.Read.All"
+	PermissionDirectoryReadWriteAll       = "Directory.ReadWrite.All"
+)
+
+// Template ids of directory roles; they are the same in every tenant.
+// Source: https://learn.microsoft.com/entra/identity/role-based-access-control/permissions-reference
+const (
+	DirectoryRoleGlobalAdministrator           = "62e90394-69f5-4237-9190-012177145e10"
+	DirectoryRoleApplicationAdministrator      = "9b895d92-2cd3-44c7-9d02-a6ac2d5ea5c3"
+	DirectoryRoleCloudApplicationAdministrator = "158c047a-c907-4556-b7ef-446551a6b5f7"
+	DirectoryRoleDirectoryReaders              = "88d8e3e3-8f55-4a1e-953a-9b9898b8876b"
+)

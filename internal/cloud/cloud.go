@@ -9,6 +9,7 @@
 //	                      Handler: by Host
 //	     login.microsoftonline.com ...  login         who are you
 //	     management.azure.com ...       management    what exists, who may what
+//	     graph.microsoft.com            graph         applications, service principals
 //	     *.vault.azure.net              vault         secrets
 //	     Config.Hosts                   the caller's own, such as a cluster's issuer
 //	pod ── IMDS ──────────> Metadata(machine)         in process, plain http
@@ -45,6 +46,7 @@ import (
 	"github.com/lanyard-id/lanyard/internal/cloud/control"
 	"github.com/lanyard-id/lanyard/internal/cloud/directory"
 	"github.com/lanyard-id/lanyard/internal/cloud/fault"
+	"github.com/lanyard-id/lanyard/internal/cloud/graph"
 	"github.com/lanyard-id/lanyard/internal/cloud/journal"
 	"github.com/lanyard-id/lanyard/internal/cloud/login"
 	"github.com/lanyard-id/lanyard/internal/cloud/management"
@@ -108,6 +110,7 @@ type Cloud struct {
 
 	login      *login.Server
 	management *management.Server
+	graph      *graph.Server
 	vault      *vault.Server
 	metadata   *metadata.Server
 }
@@ -174,7 +177,9 @@ func open(config Config, db *state.DB) (*Cloud, error) {
 	for _, h := range []string{azure.HostManagement, azure.HostManagementClassic} {
 		c.hosts[h] = c.management.Handler()
 	}
-	for _, h := range []string{azure.HostGraph, hostGraphClassic, azure.SuffixVault} {
+	c.graph = &graph.Server{DB: db, Verify: c.login.Verify, Now: c.now, Logger: c.logger}
+	c.hosts[azure.HostGraph] = c.graph.Handler()
+	for _, h := range []string{hostGraphClassic, azure.SuffixVault} {
 		c.hosts[h] = http.HandlerFunc(c.notServed)
 	}
 	if c.journal, err = journal.Open(filepath.Join(config.StateDir, logFile)); err != nil {
@@ -301,7 +306,7 @@ func (c *Cloud) notServed(w http.ResponseWriter, r *http.Request) {
 func (c *Cloud) served() string {
 	var names []string
 	for name := range c.hosts {
-		if name != azure.HostGraph && name != hostGraphClassic && name != azure.SuffixVault {
+		if name != hostGraphClassic && name != azure.SuffixVault {
 			names = append(names, name)
 		}
 	}

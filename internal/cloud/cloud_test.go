@@ -37,7 +37,8 @@ func TestHostsAreServedByName(t *testing.T) {
 		"a path that is not cleaned": {"https://management.azure.com//subscriptions/../x?api-version=2022-12-01", 400, "error"},
 		"a vault that is not there":  {"https://nothing.vault.azure.net/secrets/x?api-version=7.4", 404, "nothing"},
 		"a host of the config":       {"https://oidc.cluster.example/", 200, "the cluster 2"},
-		"Graph, which comes later":   {"https://graph.microsoft.com/v1.0/me", 404, `{"error":{"code":"HostNotServed","message":"this local cloud does not serve graph.microsoft.com; it serves login`},
+		"Graph":                      {"https://graph.microsoft.com/v1.0/applications", 401, `{"error":{"code":"InvalidAuthenticationToken","message":"Access token is empty."`},
+		"its predecessor":            {"https://graph.windows.net/me", 404, `{"error":{"code":"HostNotServed","message":"this local cloud does not serve graph.windows.net; it serves graph`},
 		"the domain of the vaults":   {"https://vault.azure.net/", 404, "*.vault.azure.net"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -62,7 +63,7 @@ func TestHostsAreServedByName(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	if body, _ := io.ReadAll(resp.Body); resp.StatusCode != 404 || !strings.Contains(string(body), `does not serve evil.example; it serves login.microsoft.com`) {
+	if body, _ := io.ReadAll(resp.Body); resp.StatusCode != 404 || !strings.Contains(string(body), `does not serve evil.example; it serves graph.microsoft.com, login.microsoft.com`) {
 		t.Errorf("unknown host: status %d, %s", resp.StatusCode, body)
 	}
 	if log := f.log.String(); !strings.Contains(log, "host=management.azure.com method=GET path=/subscriptions status=401") {

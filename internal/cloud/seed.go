@@ -64,6 +64,11 @@ type SeedApplication struct {
 	TokenVersion   int // of the access tokens for it as a resource: 1 or 2; 0 means as it is
 	Federated      []directory.FederatedCredential
 	Certificate    bool // a certificate instead of a client secret
+	// Permissions are what it may do in Microsoft Graph: azure.Permission...
+	// Owners are names of applications of the seed that own it: with
+	// Application.ReadWrite.OwnedBy they may change it.
+	Permissions []string
+	Owners      []string
 	// NewSecret makes a new one although there is one, which goes. For
 	// callers that did not keep it.
 	NewSecret bool
@@ -174,6 +179,13 @@ func (s *seeder) check(context.Context) error {
 			return err
 		}
 	}
+	for _, a := range s.seed.Applications {
+		for _, owner := range a.Owners {
+			if !slices.ContainsFunc(s.seed.Applications, func(o SeedApplication) bool { return o.Name == owner }) {
+				return fmt.Errorf("application %s is owned by %q, which is no application of the seed", a.Name, owner)
+			}
+		}
+	}
 	for _, r := range s.seed.Roles {
 		if !names[r.To] || r.To == OperatorName {
 			return fmt.Errorf("role %s is given to %q, which is no identity or application of the seed", r.Role, r.To)
@@ -200,13 +212,37 @@ func (s *seeder) directory(context.Context) error {
 		if s.out.Operator, err = s.application(tx, SeedApplication{Name: OperatorName}); err != nil {
 			return err
 		}
+		if err := directory.SetAccess(tx, s.out.Operator.PrincipalID, nil, []string{azure.DirectoryRoleGlobalAdministrator}); err != nil {
+			return err
+		}
 		for _, a := range s.seed.Applications {
 			if s.out.Applications[a.Name], err = s.application(tx, a); err != nil {
 				return fmt.Errorf("application %s: %w", a.Name, err)
 			}
 		}
-		return nil
+		return s.owners(tx)
 	})
+}
+
+// owners adds the owners of applications; those that are there stay.
+func (s *seeder) owners(tx *state.Tx) error {
+	for _, a := range s.seed.Applications {
+		app, _, err := directory.ApplicationByAppID(tx, s.out.Applications[a.Name].ClientID)
+		if err != nil {
+			return err
+		}
+		for _, name := range a.Owners {
+			owner := s.out.Applications[name].PrincipalID
+			if _, err := directory.UpdateApplication(tx, app.ObjectID, func(app *directory.Application) {
+				if !slices.Contains(app.Owners, owner) {
+					app.Owners = append(app.Owners, owner)
+				}
+			}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (s *seeder) tenant(tx *state.Tx) error {
@@ -258,6 +294,11 @@ func (s *seeder) application(tx *state.Tx, a SeedApplication) (Principal, error)
 	}
 	if a.TokenVersion != 0 {
 		if err := directory.SetTokenVersion(tx, app.ObjectID, a.TokenVersion); err != nil {
+			return Principal{}, err
+		}
+	}
+	if a.Permissions != nil {
+		if err := directory.SetAccess(tx, found.PrincipalID, a.Permissions, nil); err != nil {
 			return Principal{}, err
 		}
 	}

@@ -31,6 +31,7 @@ const (
 	Secret            = "greeting"
 	PasswordPrincipal = "saman-sp"    // an application with a password
 	CertPrincipal     = "saman-cert"  // an application with a certificate
+	FederatedApp      = "orders-app"  // an application whose federated credentials the cluster's principal may write
 	clusterPrincipal  = "aks-cluster" // mic acts as it
 	scaleSet          = "aks-nodepool1-vmss"
 	nodeResourceGroup = ResourceGroup
@@ -99,7 +100,12 @@ func (c *Cloud) seed(ctx context.Context) error {
 		Identities:    []cloud.SeedIdentity{{Name: PodIdentity}, {Name: WorkloadIdentity}},
 		ScaleSets:     []cloud.SeedScaleSet{{Name: scaleSet, Instances: 1}},
 		Vaults:        []cloud.SeedVault{{Name: Vault, Secrets: map[string]string{Secret: "hello from the vault"}}},
-		Applications:  []cloud.SeedApplication{{Name: clusterPrincipal}, {Name: PasswordPrincipal}, {Name: CertPrincipal, Certificate: true}},
+		Applications: []cloud.SeedApplication{
+			// It reads the directory and changes what it owns in it.
+			{Name: clusterPrincipal, Permissions: []string{azure.PermissionApplicationReadWriteOwnedBy}},
+			{Name: PasswordPrincipal}, {Name: CertPrincipal, Certificate: true},
+			{Name: FederatedApp, Owners: []string{clusterPrincipal}},
+		},
 		Roles: []cloud.SeedRole{
 			{To: PodIdentity, Role: azure.RoleKeyVaultSecretsUser, On: vault},
 			{To: WorkloadIdentity, Role: azure.RoleKeyVaultSecretsUser, On: vault},
@@ -109,6 +115,9 @@ func (c *Cloud) seed(ctx context.Context) error {
 			// hand out this identity, and no other.
 			{To: clusterPrincipal, Role: azure.RoleVirtualMachineContributor, On: "providers/" + azure.TypeVirtualMachineScaleSet + "/" + scaleSet},
 			{To: clusterPrincipal, Role: azure.RoleManagedIdentityOperator, On: identity},
+			// It may also make and remove federated credentials of the group's identities.
+			{To: clusterPrincipal, Role: azure.RoleManagedIdentityContributor},
+			{To: FederatedApp, Role: azure.RoleKeyVaultSecretsUser, On: vault},
 		},
 	})
 	if err != nil {

@@ -35,6 +35,7 @@ import (
 
 	"github.com/lanyard-id/lanyard/internal/azure"
 	"github.com/lanyard-id/lanyard/internal/cloud/directory"
+	"github.com/lanyard-id/lanyard/internal/cloud/graph"
 	"github.com/lanyard-id/lanyard/internal/cloud/login"
 	"github.com/lanyard-id/lanyard/internal/cloud/management"
 	provider "github.com/lanyard-id/lanyard/internal/cloud/management/arm"
@@ -51,6 +52,7 @@ type Cloud struct {
 	DB           *state.DB
 	Login        *login.Server
 	Management   *management.Server
+	Graph        *graph.Server // of which the owner is Global Administrator
 	Tenant       directory.Tenant
 	Subscription string
 	OwnerSP      directory.ServicePrincipal
@@ -87,8 +89,10 @@ func New(t testing.TB) *Cloud {
 		if c.Tenant, err = directory.PutTenant(tx, directory.Tenant{DisplayName: "Contoso"}); err != nil {
 			return err
 		}
-		c.OwnerSP, c.secret, err = application(tx, "owner", c.Now())
-		return err
+		if c.OwnerSP, c.secret, err = application(tx, "owner", c.Now()); err != nil {
+			return err
+		}
+		return directory.SetAccess(tx, c.OwnerSP.ID, nil, []string{azure.DirectoryRoleGlobalAdministrator})
 	})
 	if err := c.Management.CreateSubscription(t.Context(), provider.Subscription{ID: c.Subscription, TenantID: c.Tenant.ID, DisplayName: "Demo"}, c.OwnerSP.ID); err != nil {
 		t.Fatal(err)
@@ -98,6 +102,8 @@ func New(t testing.TB) *Cloud {
 		c.Handle(h, c.Login.Handler())
 	}
 	c.Handle(azure.HostManagement, c.checked(c.Management.Handler()))
+	c.Graph = &graph.Server{DB: db, Verify: c.Login.Verify, Now: c.Now, Logger: logger}
+	c.Handle(azure.HostGraph, c.checked(c.Graph.Handler()))
 	t.Cleanup(func() {
 		c.Client.CloseIdleConnections()
 		c.server.Close()
@@ -179,7 +185,7 @@ func (c *Cloud) certificate() (tls.Certificate, *x509.CertPool) {
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
-		DNSNames: append(azure.LoginHosts(), azure.HostManagement, "*."+azure.SuffixVault),
+		DNSNames: append(azure.LoginHosts(), azure.HostManagement, azure.HostGraph, "*."+azure.SuffixVault),
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {

@@ -19,8 +19,9 @@ import (
 type PasswordCredential struct {
 	KeyID       string
 	DisplayName string
-	Hint        string // the first three characters, as Graph shows them
-	Hash        []byte // SHA-256
+	NotBefore   time.Time `json:",omitzero"` // zero if nobody noted it; has no effect
+	Hint        string    // the first three characters, as Graph shows them
+	Hash        []byte    // SHA-256
 	NotAfter    time.Time
 }
 
@@ -56,6 +57,12 @@ const (
 // AddPassword makes a new client secret for an application and returns it;
 // it cannot be read again. notAfter is when it expires.
 func AddPassword(tx *state.Tx, appObjectID, displayName string, notAfter time.Time) (string, error) {
+	return AddPasswordFrom(tx, appObjectID, displayName, time.Time{}, notAfter)
+}
+
+// AddPasswordFrom is AddPassword that also notes since when there is the
+// secret.
+func AddPasswordFrom(tx *state.Tx, appObjectID, displayName string, notBefore, notAfter time.Time) (string, error) {
 	app, err := application(tx, appObjectID)
 	if err != nil {
 		return "", err
@@ -71,7 +78,7 @@ func AddPassword(tx *state.Tx, appObjectID, displayName string, notAfter time.Ti
 	secret := randomText(hintAlphabet, secretHint) + secretMark + randomText(secretAlphabet, secretRandom)
 	hash := sha256.Sum256([]byte(secret))
 	app.Passwords = append(app.Passwords, PasswordCredential{
-		KeyID: uuid.NewString(), DisplayName: displayName, Hint: secret[:secretHint], Hash: hash[:], NotAfter: notAfter.UTC(),
+		KeyID: uuid.NewString(), DisplayName: displayName, Hint: secret[:secretHint], Hash: hash[:], NotBefore: notBefore.UTC(), NotAfter: notAfter.UTC(),
 	})
 	return secret, putApplication(tx, app)
 }

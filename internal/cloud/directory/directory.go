@@ -20,6 +20,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -62,6 +63,11 @@ type Application struct {
 	TokenVersion int
 	Passwords    []PasswordCredential
 	Keys         []KeyCredential
+
+	Created        time.Time `json:",omitzero"`  // zero if nobody noted it
+	SignInAudience string    `json:",omitempty"` // "" means AzureADMyOrg
+	Owners         []string  `json:",omitempty"` // object ids of service principals
+	Settings       Settings  `json:",omitempty"`
 }
 
 // A ServicePrincipal is what roles are assigned to.
@@ -74,6 +80,13 @@ type ServicePrincipal struct {
 	// ResourceID is the ARM id of a managed identity: of the user-assigned
 	// identity, or of the machine that a system-assigned one belongs to.
 	ResourceID string
+
+	// Permissions are the permissions of Microsoft Graph that it was granted
+	// (Graph's app roles, by name), DirectoryRoles the template ids of its
+	// directory roles, Owners the object ids of service principals.
+	Permissions    []string `json:",omitempty"`
+	DirectoryRoles []string `json:",omitempty"`
+	Owners         []string `json:",omitempty"`
 }
 
 // UserAssigned reports whether the principal is a user-assigned managed
@@ -180,23 +193,12 @@ func Tenants(tx *state.Tx) ([]Tenant, error) { return state.List[Tenant](tx, buc
 // CreateApplication registers an application in the home tenant together
 // with its service principal. Display names need not be unique.
 func CreateApplication(tx *state.Tx, displayName string) (Application, ServicePrincipal, error) {
-	var none ServicePrincipal
-	if displayName == "" || len(displayName) > maxNameLength {
-		return Application{}, none, fmt.Errorf("application display name must have 1 to %d characters: %w", maxNameLength, ErrInvalid)
-	}
-	home, err := HomeTenant(tx)
+	app, err := RegisterApplication(tx, displayName)
 	if err != nil {
-		return Application{}, none, err
+		return Application{}, ServicePrincipal{}, err
 	}
-	app := Application{ObjectID: uuid.NewString(), AppID: uuid.NewString(), TenantID: home.ID, DisplayName: displayName, TokenVersion: 1}
-	if err := putApplication(tx, app); err != nil {
-		return Application{}, none, err
-	}
-	if err := state.Put(tx, indexAppID, app.AppID, app.ObjectID); err != nil {
-		return Application{}, none, err
-	}
-	sp := ServicePrincipal{ID: uuid.NewString(), AppID: app.AppID, TenantID: home.ID, DisplayName: displayName, Type: TypeApplication}
-	return app, sp, putPrincipal(tx, sp)
+	sp, err := CreateServicePrincipal(tx, app.AppID)
+	return app, sp, err
 }
 
 // ApplicationByID finds an application by its object id.

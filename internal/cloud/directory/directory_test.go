@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
 )
 
@@ -165,7 +167,7 @@ func TestManagedIdentityHasOnePrincipalPerResource(t *testing.T) {
 			},
 		} {
 			got, ok, err := find()
-			if err != nil || !ok || got != sp {
+			if err != nil || !ok || !cmp.Equal(got, sp) {
 				t.Errorf("by %s: %v, %v, %v", what, got, ok, err)
 			}
 		}

@@ -8,6 +8,8 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/google/uuid"
+
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
 )
 
@@ -15,11 +17,17 @@ import (
 // subject and audience act as the application or managed identity that it
 // belongs to.
 type FederatedCredential struct {
+	// ID is a GUID that Graph shows; PutFederatedCredential chooses it. One
+	// that was stored before there were ids has none.
+	ID          string `json:",omitempty"`
 	Name        string
 	Issuer      string
 	Subject     string
 	Description string
 	Audiences   []string // exactly one
+	// Expression of a flexible credential (applications only) stands in the
+	// place of Subject, for example claims['sub'] matches 'repo:a/b:*'.
+	Expression string `json:",omitempty"`
 }
 
 // Why a federated credential is refused, besides ErrNotFound for a missing
@@ -59,11 +67,14 @@ func PutFederatedCredential(tx *state.Tx, parentID string, fc FederatedCredentia
 	if err != nil {
 		return false, err
 	}
-	created = true
+	created, fc.ID = true, uuid.NewString()
 	for _, o := range all {
 		if fold(o.Name) == fold(fc.Name) {
 			created = false
 			fc.Name = o.Name // immutable, also in its case
+			if o.ID != "" {
+				fc.ID = o.ID
+			}
 		} else if o.Issuer == fc.Issuer && o.Subject == fc.Subject {
 			return false, fmt.Errorf("%w: %q has it", ErrFederatedDuplicate, o.Name)
 		}

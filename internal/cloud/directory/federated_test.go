@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
 
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
 )
@@ -118,7 +119,10 @@ func TestFederatedCredentialsAreReplacedByNameAndUniqueByIssuerAndSubject(t *tes
 	f.ok(func(tx *state.Tx) error {
 		got, ok, err := GetFederatedCredential(tx, id.ID, "oNe")
 		want := moved
-		want.Name = "One"
+		want.Name, want.ID = "One", got.ID
+		if uuid.Validate(got.ID) != nil {
+			t.Errorf("its id is %q", got.ID)
+		}
 		if diff := cmp.Diff(want, got); diff != "" || !ok {
 			t.Errorf("credential (-want +got), found %v:\n%s", ok, diff)
 		}
