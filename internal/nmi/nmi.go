@@ -27,6 +27,7 @@ import (
 	"net/http/httputil"
 	"net/netip"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -100,6 +101,7 @@ type Decision struct {
 	Identity *v1.AzureIdentity        // nil likewise
 	Excepted bool                     // an AzurePodIdentityException let the pod through
 	Resource string
+	Agent    string // what the program calls itself (User-Agent), in printable ASCII, at most 128 bytes; proves nothing
 	Issued   bool
 
 	Expires      time.Time // what the pod was told
@@ -238,7 +240,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, o *operation) err
 }
 
 func (s *Server) serveToken(w http.ResponseWriter, r *http.Request, who Who, o *operation) error {
-	q := request{who: who}
+	q := request{who: who, agent: agent(r)}
 	var err error
 	if q.TokenRequest, err = s.Rules.Parse(r); err != nil {
 		return spelled(err)
@@ -251,6 +253,26 @@ func (s *Server) serveToken(w http.ResponseWriter, r *http.Request, who Who, o *
 	o.status = http.StatusOK
 	s.writeTokens(w, tokens, d.Expires, s.now())
 	return nil
+}
+
+// agent is the request's User-Agent as it may be recorded: whoever asks can write
+// anything there.
+func agent(r *http.Request) string {
+	const limit = 128
+	s := r.UserAgent()
+	if len(s) > limit {
+		s = s[:limit]
+	}
+	foreign := func(c rune) bool { return c < ' ' || c > '~' }
+	if strings.IndexFunc(s, foreign) < 0 {
+		return s
+	}
+	return strings.Map(func(c rune) rune {
+		if foreign(c) {
+			return '?'
+		}
+		return c
+	}, s)
 }
 
 // spelled gives a refusal of the request the words of Pod Identity v1.
@@ -267,31 +289,7 @@ func spelled(err error) error {
 // upstream passes requests on to the metadata service as the node's own.
 func (s *Server) upstream() http.Handler {
 	s.once.Do(func() {
-		transport := s.Transport
-		if transport == nil {
-			transport = &http.Transport{
-				Proxy:                 nil, // the metadata service must not be reached through one
-				ResponseHeaderTimeout: 10 * time.Second,
-				MaxIdleConnsPerHost:   8,
-				IdleConnTimeout:       30 * time.Second,
-			}
-		}
-		s.proxy = &httputil.ReverseProxy{
-			Rewrite: func(p *httputil.ProxyRequest) {
-				p.Out.URL.Scheme, p.Out.URL.Host = s.Upstream.Scheme, s.Upstream.Host
-				p.Out.Host = s.Upstream.Host
-				// After a change of protocols (such as h2c) nobody would look at
-				// the paths of further requests.
-				p.Out.Header.Del("Connection")
-				p.Out.Header.Del("Upgrade")
-			},
-			Transport: transport,
-			ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
-				s.logger().WarnContext(r.Context(), "metadata service unreachable", "path", r.URL.Path, "err", err)
-				imds.WriteError(w, &imds.Error{Status: http.StatusBadGateway, Description: "the metadata service did not answer"})
-			},
-			ErrorLog: slog.NewLogLogger(s.logger().Handler(), slog.LevelDebug),
-		}
+		s.proxy = imds.NewForwarder(s.Upstream, s.Transport, s.logger())
 	})
 	return s.proxy
 }

@@ -71,7 +71,7 @@ type principals struct {
 func newPrincipals(s *Source) *principals {
 	p := &principals{source: s, rotations: map[principal]*rotation{}}
 	p.secrets.api, p.secrets.changed, p.secrets.observe = s.Secrets, p.changed, s.observe
-	p.cache.Fetch, p.cache.Judge = p.fetch, judge
+	p.cache.Fetch, p.cache.Judge = p.fetch, imds.Judge
 	// Every application is an upstream of its own: a tenant that throttles one,
 	// or an endpoint that hangs, delays no other.
 	p.cache.Upstream = func(g grant) string { return g.authority + " " + g.tenant + " " + g.clientID }
@@ -97,7 +97,7 @@ func (p *principals) tokens(ctx context.Context, id *v1.AzureIdentity, resource 
 	if len(id.Spec.AuxiliaryTenantIDs) == 0 {
 		t, err := p.cache.Token(ctx, grant{who, id.Spec.TenantID, resource})
 		if err != nil {
-			return nil, answer(err)
+			return nil, imds.FromCache(err)
 		}
 		return []token.Token{t}, nil
 	}
@@ -108,7 +108,7 @@ func (p *principals) tokens(ctx context.Context, id *v1.AzureIdentity, resource 
 		g.Go(func() error {
 			t, err := p.cache.Token(ctx, grant{who, tenant, resource})
 			all[i] = t
-			return inTenant(tenant, answer(err))
+			return inTenant(tenant, imds.FromCache(err))
 		})
 	}
 	if err := g.Wait(); err != nil {

@@ -25,6 +25,7 @@ import (
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
 	"github.com/lanyard-id/lanyard/internal/entra"
+	"github.com/lanyard-id/lanyard/internal/imds"
 	"github.com/lanyard-id/lanyard/internal/token"
 )
 
@@ -151,7 +152,7 @@ func (s *Source) Metadata(ctx context.Context, r token.Request) (token.Token, er
 	s.init()
 	t, err := s.machine.Token(ctx, r)
 	if err != nil {
-		return token.Token{}, answer(err)
+		return token.Token{}, imds.FromCache(err)
 	}
 	return t, nil
 }
@@ -181,7 +182,7 @@ func (s *Source) init() {
 		}
 		s.machine = &token.Cache[token.Request]{
 			Fetch:       s.Machine.Token,
-			Judge:       judge,
+			Judge:       imds.Judge,
 			Concurrency: metadataConcurrency, Rate: metadataRate, RefusedMax: metadataRefusedMax,
 			Group: asked, GroupMax: metadataShare, Patience: s.Patience, Now: s.Now,
 			OnHit: s.hit, OnMiss: s.miss,
