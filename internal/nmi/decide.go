@@ -31,6 +31,7 @@ type request struct {
 	imds.TokenRequest
 	who   Who
 	asker string // Decision.For
+	agent string // Decision.Agent
 }
 
 // A ruling is a decision before there is a token.
@@ -53,6 +54,7 @@ type refusal struct {
 func (s *Server) get(ctx context.Context, q request) (Decision, []token.Token, error) {
 	rule, no := s.decide(ctx, q)
 	d := rule.Decision
+	d.Agent = q.agent
 	if ctx.Err() != nil {
 		return d, nil, ctx.Err()
 	}

@@ -387,3 +387,18 @@ func TestObjectIDReadsOnlyTokens(t *testing.T) {
 		}
 	}
 }
+
+// What a program calls itself goes into the record; it can neither fill it nor forge a line.
+func TestTheRecordTellsWhatAskedAndNoMore(t *testing.T) {
+	for sent, want := range map[string]string{
+		"azsdk-go-azidentity/v1.3.0 (go1.22; linux)": "azsdk-go-azidentity/v1.3.0 (go1.22; linux)",
+		"caf\u00e9\t\u2028x":                         "caf???x",
+		strings.Repeat("x", 3000):                    strings.Repeat("x", 128),
+	} {
+		f := newFixture(t)
+		res, body := f.get(t, "/metadata/identity/oauth2/token?resource=r", "User-Agent: "+sent)
+		if got := f.recorded.all(); res.StatusCode != http.StatusOK || len(got) != 1 || got[0].Agent != want {
+			t.Errorf("%d %s: %+v", res.StatusCode, body, got)
+		}
+	}
+}

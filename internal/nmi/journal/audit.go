@@ -50,6 +50,9 @@ func (t *trail) write(ctx context.Context, logger *slog.Logger, d nmi.Decision) 
 		h = h.WithAttrs(subjectAttrs(d))
 		line.AddAttrs(slog.String("decision", "refused"), slog.String("resource", d.Resource), slog.String("reason", d.Reason), slog.String("text", d.Text))
 	}
+	if d.Agent != "" {
+		line.AddAttrs(slog.String("userAgent", d.Agent))
+	}
 	_ = h.Handle(ctx, line) // as slog.Logger does
 }
 

@@ -266,7 +266,9 @@ func TestALogThatNobodyReadsBlocksNobody(t *testing.T) {
 func TestTheAuditLineHoldsEverything(t *testing.T) {
 	var out bytes.Buffer
 	j := &Journal{Audit: slog.New(slog.NewJSONHandler(&out, nil)), Events: &book{}, Node: "n1"}
-	j.Record(t.Context(), decision(func(d *nmi.Decision) { d.TokenExpires, d.For = d.Expires.Add(time.Hour), "kube-system/csi" }))
+	j.Record(t.Context(), decision(func(d *nmi.Decision) {
+		d.TokenExpires, d.For, d.Agent = d.Expires.Add(time.Hour), "kube-system/csi", "curl/8.5.0"
+	}))
 	j.Record(t.Context(), decision(refusedBy))
 	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
 	if len(lines) != 2 {
@@ -275,7 +277,7 @@ func TestTheAuditLineHoldsEverything(t *testing.T) {
 	for i, want := range []map[string]any{
 		{"msg": "audit", "level": "INFO", "decision": "issued", "namespace": "ns", "pod": "p", "uid": "u", "serviceAccount": "sa", "node": "n1", "address": "10.0.0.1", "caller": "kube-system/csi",
 			"resource": "https://vault.azure.net", "excepted": false, "binding": "ns/b", "identity": "ns/i", "identityClientID": "c", "identityResourceID": "",
-			"expires": "2023-11-14T23:13:20Z", "clipped": true, "tokenExpires": "2023-11-15T00:13:20Z"},
+			"expires": "2023-11-14T23:13:20Z", "clipped": true, "tokenExpires": "2023-11-15T00:13:20Z", "userAgent": "curl/8.5.0"},
 		{"msg": "audit", "level": "INFO", "decision": "refused", "namespace": "ns", "pod": "p", "uid": "u", "serviceAccount": "sa", "node": "n1", "address": "10.0.0.1",
 			"resource": "https://vault.azure.net", "excepted": false, "binding": "ns/b", "identity": "ns/i", "identityClientID": "c", "identityResourceID": "",
 			"reason": "NotAllowed", "text": "because"},
