@@ -43,6 +43,10 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
+// Unlimited reports whether a binding is open at all times, whatever is asked
+// for or approved.
+func Unlimited(b *v1.AzureIdentityBinding) bool { return always(b) }
+
 // always reports whether a binding is open at all times.
 func always(b *v1.AzureIdentityBinding) bool {
 	s := &b.Spec
