@@ -21,13 +21,17 @@ func Main(run func() int) {
 	if os.Getenv(inside) != "" {
 		os.Exit(run())
 	}
+	ids := 1
+	if os.Getuid() == 0 {
+		ids = 1 << 16 // root may lend other users too
+	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), inside+"=1")
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
-		UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
+		UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: ids}},
+		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: ids}},
 		Pdeathsig:   syscall.SIGKILL,
 	}
 	if err := cmd.Run(); err != nil {
@@ -35,4 +39,15 @@ func Main(run func() int) {
 		os.Exit(1)
 	}
 	os.Exit(0)
+}
+
+// Users reports whether processes in there can be those of other users than
+// root.
+func Users() bool {
+	b, err := os.ReadFile("/proc/self/uid_map")
+	var inside, outside, ids int
+	if err == nil {
+		_, err = fmt.Sscan(string(b), &inside, &outside, &ids)
+	}
+	return err == nil && ids > 1
 }
