@@ -20,14 +20,42 @@ import (
 //go:embed crds manifests
 var FS embed.FS
 
-// CRDs returns the CustomResourceDefinitions as YAML, one file each, in the
-// order of their file names.
-func CRDs() ([][]byte, error) {
+// A Part is what has CustomResourceDefinitions of its own.
+type Part string
+
+// The parts: what the chart aad-pod-identity installs, and the controller that
+// makes federated credentials.
+const (
+	PodIdentity Part = "pod identity"
+	Federation  Part = "federation"
+)
+
+// CRDNames lists the files of the CustomResourceDefinitions of a part.
+func CRDNames(part Part) ([]string, error) {
 	names, err := fs.Glob(FS, "crds/*.yaml")
 	if err != nil {
 		return nil, fmt.Errorf("listing the embedded CRDs: %w", err)
 	}
 	slices.Sort(names)
+	return slices.DeleteFunc(names, func(name string) bool {
+		return strings.HasPrefix(name, "crds/lanyard.id_federat") != (part == Federation)
+	}), nil
+}
+
+// CRDs returns the CustomResourceDefinitions of the parts as YAML, one file
+// each; of all parts if none is named.
+func CRDs(parts ...Part) ([][]byte, error) {
+	if len(parts) == 0 {
+		parts = []Part{PodIdentity, Federation}
+	}
+	var names []string
+	for _, part := range parts {
+		more, err := CRDNames(part)
+		if err != nil {
+			return nil, err
+		}
+		names = append(names, more...)
+	}
 	docs := make([][]byte, 0, len(names))
 	for _, name := range names {
 		doc, err := fs.ReadFile(FS, name)
@@ -66,11 +94,12 @@ func manifestNames() []string {
 	return names
 }
 
-// Fill replaces each ${NAME} in the manifest, outside of comments, by
-// values[NAME], written as a quoted YAML string. A placeholder without a value
-// is an error; a value that the manifest does not ask for is not.
+// Fill replaces each ${NAME} and ${NAME:-default} in the manifest, outside of
+// comments, by values[NAME], written as a quoted YAML string. A placeholder
+// with neither value nor default is an error; a value that the manifest does
+// not ask for is not. envsubst does the same, but does not quote.
 func Fill(manifest []byte, values map[string]string) ([]byte, error) {
-	placeholder := regexp.MustCompile(`\$\{([A-Za-z_][A-Za-z0-9_]*)\}`)
+	placeholder := regexp.MustCompile(`\$\{([A-Za-z_][A-Za-z0-9_]*)(:-[^}]*)?\}`)
 	var missing []string
 	lines := strings.SplitAfter(string(manifest), "\n")
 	for i, line := range lines {
@@ -78,8 +107,11 @@ func Fill(manifest []byte, values map[string]string) ([]byte, error) {
 			continue
 		}
 		lines[i] = placeholder.ReplaceAllStringFunc(line, func(m string) string {
-			name := m[2 : len(m)-1]
+			name, otherwise, hasDefault := strings.Cut(m[2:len(m)-1], ":-")
 			v, ok := values[name]
+			if hasDefault && v == "" {
+				v, ok = otherwise, true
+			}
 			if !ok {
 				missing = append(missing, name)
 				return m

@@ -16,11 +16,15 @@ func TestFillReplacesPlaceholdersAndNothingElse(t *testing.T) {
 		"a placeholder becomes a quoted string": {manifest: "a: ${TENANT}\n", want: "a: 'it''s one'\n"},
 		"a comment keeps its placeholder":       {manifest: "# set ${OTHER}\na: 1\n", want: "# set ${OTHER}\na: 1\n"},
 		"a dollar alone is no placeholder":      {manifest: "a: $TENANT $(TENANT)\n", want: "a: $TENANT $(TENANT)\n"},
+		"a value replaces a default":            {manifest: "a: ${TENANT:-none}\n", want: "a: 'it''s one'\n"},
+		"a default stands in for no value":      {manifest: "a: ${OTHER:-Azure Public}\n", want: "a: 'Azure Public'\n"},
+		"an empty value is none":                {manifest: "a: ${EMPTY:-x}\n", want: "a: 'x'\n"},
+		"a default may be empty":                {manifest: "a: ${OTHER:-}\n", want: "a: ''\n"},
 		"a placeholder without value is named":  {manifest: "a: ${OTHER}\n", wantErr: "no value for OTHER"},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			got, err := Fill([]byte(tc.manifest), map[string]string{"TENANT": "it's one"})
+			got, err := Fill([]byte(tc.manifest), map[string]string{"TENANT": "it's one", "EMPTY": ""})
 			if tc.wantErr != "" {
 				if err == nil || !strings.Contains(err.Error(), tc.wantErr) {
 					t.Fatalf("error %v, want %q", err, tc.wantErr)
@@ -87,6 +91,29 @@ func TestAnUnknownManifestNamesTheOnesThatExist(t *testing.T) {
 	docs, err := Manifests("webhook")
 	if err != nil || len(docs) != 1 || !strings.Contains(string(docs[0]), "MutatingWebhookConfiguration") {
 		t.Errorf("Manifests(webhook) = %d documents, %v", len(docs), err)
+	}
+}
+
+func TestEveryCRDIsOfOnePart(t *testing.T) {
+	all, err := CRDs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	podIdentity, err := CRDs(PodIdentity)
+	if err != nil {
+		t.Fatal(err)
+	}
+	federation, err := CRDs(Federation)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(all) != len(podIdentity)+len(federation) || len(federation) != 2 {
+		t.Errorf("%d CRDs, of them %d of Pod Identity and %d of the federation", len(all), len(podIdentity), len(federation))
+	}
+	for _, doc := range federation {
+		if !strings.Contains(string(doc), "group: lanyard.id") {
+			t.Errorf("a CRD of another group: %.200s", doc)
+		}
 	}
 }
 

@@ -51,7 +51,7 @@ func crds(ctx context.Context, args []string, getenv func(string) string, stdout
 	if err != nil {
 		return fmt.Errorf("making a client: %w", err)
 	}
-	docs, err := deploy.CRDs()
+	docs, err := deploy.CRDs(deploy.PodIdentity)
 	if err != nil {
 		return err
 	}

@@ -1,9 +1,9 @@
 // Package charts renders Lanyard's Helm charts with Helm's own library, and
 // writes the files that are made of them:
 //
-//	deploy/crds, deploy/manifests/access.yaml ── Copies ──> files of the chart
-//	aad-pod-identity/values.yaml ────────────── Readme ──> aad-pod-identity/README.md
-//	aad-pod-identity ── Render ─────────────── Plain ───> deploy/manifests/{mic,nmi,...}.yaml
+//	deploy/crds, deploy/manifests/access.yaml ── Copies ──> files of the charts
+//	<chart>/values.yaml ─────────────────────── Readme ──> <chart>/README.md
+//	<chart> ── Render ──────────────────────── Plain ───> deploy/manifests/{mic,nmi,webhook,...}.yaml
 //
 // It is a module of its own: Helm needs a hundred modules that no program of
 // Lanyard links.
@@ -27,8 +27,14 @@ import (
 	"k8s.io/apimachinery/pkg/util/yaml"
 )
 
-// Dir is the directory of the chart, seen from this package's.
-const Dir = "aad-pod-identity"
+// The charts: each lies in a directory of its name in this package's.
+const (
+	PodIdentity      = "aad-pod-identity"
+	WorkloadIdentity = "workload-identity-webhook"
+)
+
+// All lists the charts.
+func All() []string { return []string{PodIdentity, WorkloadIdentity} }
 
 // kubernetes is the version that charts are rendered for.
 const kubernetes = "v1.37.0"

@@ -186,14 +186,14 @@ func (w *world) kubeconfig(token string) (string, error) {
 	return file, clientcmd.WriteToFile(*config, file)
 }
 
-// bin is where mic and nmi are built to, once for all tests.
+// bin is where the programs are built to, once for all tests.
 var bin string
 
 var build = sync.OnceValue(func() error {
-	build := exec.Command("go", "build", "-o", bin, "./cmd/mic", "./cmd/nmi")
+	build := exec.Command("go", "build", "-o", bin, "./cmd/mic", "./cmd/nmi", "./cmd/webhook")
 	build.Dir = filepath.Join("..", "..")
 	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("building mic and nmi: %w\n%s", err, out)
+		return fmt.Errorf("building mic, nmi and webhook: %w\n%s", err, out)
 	}
 	return nil
 })

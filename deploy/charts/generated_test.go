@@ -1,56 +1,47 @@
 package charts_test
 
 import (
-	"context"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	chart "helm.sh/helm/v4/pkg/chart/v2"
 
 	"github.com/lanyard-id/lanyard/deploy/charts"
 )
 
-func load(t testing.TB) *chart.Chart {
-	t.Helper()
-	c, err := charts.Load(charts.Dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
-}
-
 func TestGeneratedFilesAreWhatTheirGeneratorWrites(t *testing.T) {
-	copies, err := charts.Copies()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, want := range copies {
-		same(t, filepath.Join(charts.Dir, name), want)
-	}
-	crds, err := filepath.Glob(filepath.Join(charts.Dir, "crds", "*"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range crds {
-		if _, ok := copies["crds/"+filepath.Base(name)]; !ok {
-			t.Errorf("%s is no copy of a CRD in deploy/crds: run make generate", name)
+	each(t, func(t *testing.T, s subject) {
+		copies, err := charts.Copies(s.chart)
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	manifests, err := charts.Plain(context.Background(), load(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, want := range manifests {
-		same(t, charts.ManifestPath(name), want)
-	}
-	readme := read(t, filepath.Join(charts.Dir, "README.md"))
-	want, err := charts.Readme(readme, read(t, filepath.Join(charts.Dir, "values.yaml")))
-	if err != nil {
-		t.Fatal(err)
-	}
-	same(t, filepath.Join(charts.Dir, "README.md"), want)
+		for name, want := range copies {
+			same(t, filepath.Join(s.chart, name), want)
+		}
+		crds, err := filepath.Glob(filepath.Join(s.chart, "crds", "*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range crds {
+			if _, ok := copies["crds/"+filepath.Base(name)]; !ok {
+				t.Errorf("%s is no copy of a CRD in deploy/crds: run make generate", name)
+			}
+		}
+		manifests, err := charts.Plain(t.Context(), s.load(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for file, want := range manifests {
+			same(t, charts.PlainPath(file), want)
+		}
+		readme := read(t, filepath.Join(s.chart, "README.md"))
+		want, err := charts.Readme(readme, read(t, filepath.Join(s.chart, "values.yaml")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		same(t, filepath.Join(s.chart, "README.md"), want)
+	})
 }
 
 func same(t *testing.T, name string, want []byte) {

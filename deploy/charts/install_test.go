@@ -2,9 +2,6 @@ package charts_test
 
 import (
 	"fmt"
-	"os/exec"
-	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -18,7 +15,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
-	"github.com/lanyard-id/lanyard/deploy"
 	"github.com/lanyard-id/lanyard/deploy/charts"
 	"github.com/lanyard-id/lanyard/internal/lab/labtest"
 )
@@ -29,7 +25,7 @@ func TestInstall(t *testing.T) {
 	stop := w.node(program(t, "mic"))
 	vals := values(t, `{rbac: {createUserFacingClusterRoles: true},
   azureIdentities: {made: {resourceID: r, clientID: c, binding: {selector: s}}}}`)
-	if err := w.install(load(t), vals); err != nil {
+	if err := w.install(podIdentity.load(t), vals); err != nil {
 		t.Fatalf("%v; the Job's program said %q", err, stop())
 	}
 	if said := strings.Join(stop(), ""); !contains(said, "accessrequests.lanyard.id is served") {
@@ -54,115 +50,13 @@ func TestInstall(t *testing.T) {
 	}))
 	t.Run("installing again finds the CRDs and upgrades them", w.sub(func(w *world) {
 		stop := w.node(program(w, "mic"))
-		if err := w.install(load(w), vals); err != nil {
+		if err := w.install(podIdentity.load(w), vals); err != nil {
 			w.Fatalf("%v; the Job's program said %q", err, stop())
 		}
 		stop()
 		w.there("aadpodidentity.k8s.io/v1 AzureIdentity", "default", "users-own")
 		w.uninstall()
 	}))
-}
-
-// Every object of every values file passes the API server's own validation,
-// without an unknown field.
-func TestTheAPIServerAcceptsEveryObject(t *testing.T) {
-	w := newWorld(t, &fresh, "default")
-	docs, err := deploy.CRDs()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, doc := range docs {
-		list, err := charts.Objects(string(doc))
-		if err != nil {
-			t.Fatal(err)
-		}
-		w.create(list[0].Object)
-	}
-	w.established()
-	for _, namespace := range []string{"team-a", "team-b", "l"} {
-		w.create(&corev1.Namespace{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}, ObjectMeta: metav1.ObjectMeta{Name: namespace}})
-	}
-	files, err := filepath.Glob("testdata/*.values.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range append(files, "") {
-		t.Run(filepath.Base(f), func(t *testing.T) {
-			vals := map[string]any{}
-			if f != "" {
-				vals = values(t, string(read(t, f)))
-			}
-			dryRun(t, w, objects(t, render(t, charts.Release{Values: vals})))
-		})
-	}
-	manifests, err := charts.Plain(t.Context(), load(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, text := range manifests {
-		t.Run(name, func(t *testing.T) {
-			list, err := charts.Objects(string(text))
-			if err != nil {
-				t.Fatal(err)
-			}
-			dryRun(t, w, list)
-		})
-	}
-}
-
-func dryRun(t *testing.T, w *world, list []*unstructured.Unstructured) {
-	t.Helper()
-	strict := client.WithFieldValidation(w.objects, metav1.FieldValidationStrict)
-	for _, o := range list {
-		if o.GetKind() == "PodMonitor" {
-			continue // a kind of the Prometheus operator, which is not here
-		}
-		if err := strict.Create(t.Context(), o, client.DryRunAll); err != nil && !apierrors.IsAlreadyExists(err) {
-			t.Errorf("%s %s: %v", o.GetKind(), o.GetName(), err)
-		}
-	}
-}
-
-// Flags that a program does not know end it: every values file must render
-// arguments that it takes.
-func TestTheProgramsKnowTheirArguments(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.values.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	releases := map[string]map[string]any{"default": {}}
-	for _, f := range files {
-		releases[filepath.Base(f)] = values(t, string(read(t, f)))
-	}
-	for name, e := range effects {
-		releases[name] = values(t, e.values)
-	}
-	asked := map[string]bool{} // many releases have the same arguments
-	for name, vals := range releases {
-		for _, o := range objects(t, render(t, charts.Release{Values: vals})) {
-			pod, found, err := unstructured.NestedMap(o.Object, "spec", "template", "spec")
-			if err != nil || !found {
-				continue
-			}
-			var spec corev1.PodSpec
-			if err := runtime.DefaultUnstructuredConverter.FromUnstructured(pod, &spec); err != nil {
-				t.Fatal(err)
-			}
-			c := spec.Containers[0]
-			line := c.Name + " " + strings.Join(c.Args, " ")
-			if c.Name == "crds" || asked[line] {
-				continue
-			}
-			asked[line] = true
-			out, err := exec.CommandContext(t.Context(), program(t, c.Name), append(slices.Clone(c.Args), "--version")...).CombinedOutput()
-			if err != nil {
-				t.Errorf("%s: %s %q: %v\n%s", name, c.Name, c.Args, err, out)
-			}
-		}
-	}
-	if len(asked) < 20 {
-		t.Errorf("only %d command lines were tried", len(asked))
-	}
 }
 
 // sub runs f with the world of a subtest.
@@ -355,7 +249,7 @@ func account(w *world, namespace string) {
 // podOf makes the pod that a workload of the release would make.
 func podOf(t testing.TB, kind string, vals map[string]any) *corev1.Pod {
 	t.Helper()
-	for _, o := range objects(t, render(t, charts.Release{Values: vals})) {
+	for _, o := range objects(t, podIdentity.render(t, charts.Release{Values: vals})) {
 		if o.GetKind() != kind {
 			continue
 		}

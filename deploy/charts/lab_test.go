@@ -59,7 +59,7 @@ func TestOnTheLab(t *testing.T) {
 		t.Logf("%s after %.1f s", what, time.Since(step).Seconds())
 		step = time.Now()
 	}
-	if err := w.install(load(t), values(t, `{mic: {tag: dev, existingSecret: `+adminSecret+`}, nmi: {tag: dev},
+	if err := w.install(podIdentity.load(t), values(t, `{mic: {tag: dev, existingSecret: `+adminSecret+`}, nmi: {tag: dev},
   azureIdentities: {first: {namespace: default, `+identity+`, binding: {selector: first}}}}`)); err != nil {
 		t.Fatalf("installing: %v", err)
 	}
@@ -70,7 +70,7 @@ func TestOnTheLab(t *testing.T) {
 	w.create(users)
 
 	w.taint(l.Node) // as a new node is made where startupTaint is set
-	if err := w.upgrade(load(t), values(t, `{mic: {replicas: 1, startupTaint: `+startupTaint+`}, nmi: {blockHostNetwork: true},
+	if err := w.upgrade(podIdentity.load(t), values(t, `{mic: {replicas: 1, startupTaint: `+startupTaint+`}, nmi: {blockHostNetwork: true},
   azureIdentities: {second: {namespace: default, `+identity+`, binding: {selector: second}}}}`)); err != nil {
 		t.Fatalf("upgrading: %v", err)
 	}

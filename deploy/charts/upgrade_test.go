@@ -156,12 +156,12 @@ func TestUpgradeFromPodIdentityV1(t *testing.T) {
 	t.Run("reusing the old chart's defaults is refused before anything changes", w.sub(func(w *world) {
 		u := action.NewUpgrade(w.helm)
 		u.Namespace, u.ReuseValues = w.namespace, true
-		if _, err := u.RunWithContext(w.Context(), release1, load(w), nil); err == nil || !contains(err.Error(), "--reset-then-reuse-values") {
+		if _, err := u.RunWithContext(w.Context(), release1, podIdentity.load(w), nil); err == nil || !contains(err.Error(), "--reset-then-reuse-values") {
 			w.Errorf("error %v", err)
 		}
 	}))
 	stop := w.node(program(t, "mic"))
-	if err := w.upgrade(load(t), nil); err != nil {
+	if err := w.upgrade(podIdentity.load(t), nil); err != nil {
 		t.Fatalf("%v; the Job's program said %q", err, stop())
 	}
 	stop()
@@ -197,7 +197,7 @@ func TestUpgradeFromPodIdentityV1(t *testing.T) {
 	t.Run("an upgrade to the same version changes nothing", w.sub(func(w *world) {
 		generation := w.workload("DaemonSet", "aad-pod-identity-nmi").GetGeneration()
 		stop := w.node(program(w, "mic"))
-		if err := w.upgrade(load(w), nil); err != nil {
+		if err := w.upgrade(podIdentity.load(w), nil); err != nil {
 			w.Fatalf("%v; the Job's program said %q", err, stop())
 		}
 		stop()
@@ -208,7 +208,7 @@ func TestUpgradeFromPodIdentityV1(t *testing.T) {
 	t.Run("a Job that fails stops the upgrade", w.sub(func(w *world) {
 		generation := w.workload("DaemonSet", "aad-pod-identity-nmi").GetGeneration()
 		stop := w.node("/bin/false")
-		err := w.upgrade(load(w), values(w, "nmi: {probePort: 8099}"))
+		err := w.upgrade(podIdentity.load(w), values(w, "nmi: {probePort: 8099}"))
 		stop()
 		if err == nil || !contains(err.Error(), "pre-upgrade hooks failed") {
 			w.Errorf("error %v", err)
@@ -235,7 +235,7 @@ func (w *world) workload(kind, name string) *unstructured.Unstructured {
 // install makes.
 func (w *world) asRendered(vals map[string]any) {
 	w.Helper()
-	for _, o := range objects(w, render(w, charts.Release{Name: release1, Namespace: w.namespace, Values: vals})) {
+	for _, o := range objects(w, podIdentity.render(w, charts.Release{Name: release1, Namespace: w.namespace, Values: vals})) {
 		if o.GetKind() != "Deployment" && o.GetKind() != "DaemonSet" {
 			continue
 		}

@@ -19,23 +19,25 @@ func main() {
 }
 
 func run(ctx context.Context) error {
-	if err := charts.WriteCopies(charts.Dir); err != nil {
-		return err
-	}
-	if err := readme(charts.Dir); err != nil {
-		return err
-	}
-	c, err := charts.Load(charts.Dir)
-	if err != nil {
-		return err
-	}
-	manifests, err := charts.Plain(ctx, c)
-	if err != nil {
-		return err
-	}
-	for name, content := range manifests {
-		if err := charts.Write(charts.ManifestPath(name), content); err != nil {
+	for _, name := range charts.All() {
+		if err := charts.WriteCopies(name); err != nil {
 			return err
+		}
+		if err := readme(name); err != nil {
+			return err
+		}
+		c, err := charts.Load(name)
+		if err != nil {
+			return err
+		}
+		manifests, err := charts.Plain(ctx, c)
+		if err != nil {
+			return err
+		}
+		for file, content := range manifests {
+			if err := charts.Write(charts.PlainPath(file), content); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

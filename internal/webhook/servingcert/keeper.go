@@ -127,8 +127,9 @@ func (k *Keeper) stored(ctx context.Context, policy Policy) (keyMaterial, error)
 		return keyMaterial{}, fmt.Errorf("getting secret %s/%s: %w", k.Namespace, k.Secret, err)
 	}
 	var have keyMaterial
-	if !missing {
-		if have, err = parseMaterial(secretData(secret)); err != nil {
+	// Manifests bring the Secret along empty: that is no mistake.
+	if data := secretData(secret); len(data) > 0 {
+		if have, err = parseMaterial(data); err != nil {
 			k.logger().WarnContext(ctx, "the secret holds no usable certificate", "secret", k.Secret, "err", err)
 		}
 	}
