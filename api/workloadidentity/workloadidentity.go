@@ -37,12 +37,22 @@ const (
 	// containers and init containers that are left alone.
 	AnnotationSkipContainers = Prefix + "skip-containers"
 
-	// AnnotationInjectProxySidecar on a pod asks for a sidecar that answers
-	// the instance metadata service's token endpoint.
+	// AnnotationInjectProxySidecar on a pod, with a value that is true, asks
+	// for a sidecar that answers the instance metadata service's token endpoint.
 	AnnotationInjectProxySidecar = Prefix + "inject-proxy-sidecar"
 
-	// AnnotationProxySidecarPort on a pod is that sidecar's port.
+	// AnnotationProxySidecarPort on a pod is that sidecar's port, from 1 to
+	// 65535. Empty means DefaultProxyPort.
 	AnnotationProxySidecarPort = Prefix + "proxy-sidecar-port"
+
+	// AnnotationUsePrefix and a suffix that the administrator chooses, on a
+	// pod, with the value "true" in any case, ask for the custom token
+	// endpoint. AKS's suffix is "identity-binding".
+	AnnotationUsePrefix = Prefix + "use-"
+
+	// AnnotationInjected on a pod is the webhook's own: JSON that says which
+	// variables it took from which service account. No part of v1.6's contract.
+	AnnotationInjected = "lanyard.id/injected-identity"
 )
 
 // Environment variables that are added to a container, in this order, each
@@ -52,6 +62,30 @@ const (
 	EnvTenantID           = "AZURE_TENANT_ID"
 	EnvFederatedTokenFile = "AZURE_FEDERATED_TOKEN_FILE"
 	EnvAuthorityHost      = "AZURE_AUTHORITY_HOST"
+)
+
+// Environment variables that follow them for the custom token endpoint.
+const (
+	EnvTokenProxy = "AZURE_KUBERNETES_TOKEN_PROXY"
+	EnvSNIName    = "AZURE_KUBERNETES_SNI_NAME"
+	EnvCAFile     = "AZURE_KUBERNETES_CA_FILE"
+	EnvCAData     = "AZURE_KUBERNETES_CA_DATA"
+)
+
+// The token proxy sidecar.
+const (
+	ProxyContainer     = "azwi-proxy"
+	ProxyInitContainer = "azwi-proxy-init"
+	EnvProxyPort       = "PROXY_PORT" // of the init container
+
+	DefaultProxyPort = 8000
+
+	// ProxyUID is the user whose requests the redirect lets through.
+	ProxyUID = 1501
+
+	// NativeSidecarMinor is the minor version of Kubernetes 1 from which on
+	// the sidecar is an init container that restarts.
+	NativeSidecarMinor = 32
 )
 
 // The projected volume as v1.6 lays it out.
@@ -65,6 +99,9 @@ const (
 	// MountPath is where the volume is mounted, TokenPath the token's file in it.
 	MountPath = "/var/run/secrets/azure/wi"
 	TokenPath = "token/azure-identity-token"
+
+	// CAPath is the custom token endpoint's CA in the volume.
+	CAPath = "ca-cert/ca.crt"
 )
 
 // The projected volume as releases before v1.6 laid it out, and as AKS still does.

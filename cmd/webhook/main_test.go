@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -15,7 +16,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/lanyard-id/lanyard/internal/webhook"
+	"github.com/lanyard-id/lanyard/internal/webhook/mutation"
 )
 
 func environment(vars map[string]string) func(string) string {
@@ -27,11 +28,12 @@ func TestTheFlagsOfV16AreUnderstood(t *testing.T) {
 	s, err := parse([]string{
 		"--audience=api://x", "-webhook-cert-dir", "/tls", "--disable-cert-rotation", "--tls-min-version=1.2",
 		"--health-addr=:1", "--metrics-addr=:2", "--metrics-backend=prometheus", "--log-level=trace", "--kubeconfig=k",
-	}, environment(map[string]string{"AZURE_TENANT_ID": "t", "AZURE_ENVIRONMENT": "AzureChinaCloud", "POD_NAMESPACE": "ns"}), &stderr)
+	}, environment(map[string]string{"AZURE_TENANT_ID": "t", "AZURE_ENVIRONMENT": "AzureChinaCloud", "PROXY_IMAGE": "registry.example/proxy:1", "POD_NAMESPACE": "ns"}), &stderr)
 	if err != nil {
 		t.Fatal(err, stderr.String())
 	}
-	want := webhook.Config{TenantID: "t", AuthorityHost: "https://login.chinacloudapi.cn/", Audience: "api://x", Layout: webhook.LayoutV16}
+	want := mutation.Config{TenantID: "t", AuthorityHost: "https://login.chinacloudapi.cn/", Audience: "api://x", Layout: mutation.LayoutV16,
+		Proxy: mutation.Proxy{Image: "registry.example/proxy:1", InitImage: "lanyard/proxy-init:dev", LogLevel: "trace"}}
 	if diff := cmp.Diff(want, s.Config); diff != "" {
 		t.Error(diff)
 	}
@@ -55,20 +57,37 @@ func TestTheDefaultsAreThoseOfV16(t *testing.T) {
 
 func TestBadSettingsAreExplained(t *testing.T) {
 	tenant := map[string]string{"AZURE_TENANT_ID": "t"}
+	endpoint := []string{"--custom-token-endpoint-annotation-suffix=identity-binding", "--custom-token-endpoint-audience=api://x"}
 	for name, tc := range map[string]struct {
 		args []string
 		env  map[string]string
 		want string
 	}{
-		"no tenant":              {nil, nil, "set AZURE_TENANT_ID"},
-		"an unfilled manifest":   {nil, map[string]string{"AZURE_TENANT_ID": "${AZURE_TENANT_ID}"}, "replace the placeholder"},
-		"an unknown environment": {nil, map[string]string{"AZURE_TENANT_ID": "t", "AZURE_ENVIRONMENT": "Mars"}, `AZURE_ENVIRONMENT "Mars" is unknown: use AzurePublicCloud`},
-		"an unknown layout":      {[]string{"--token-layout=v2"}, tenant, `use "v1.6" or "legacy"`},
-		"an old TLS version":     {[]string{"--tls-min-version=1.0"}, tenant, "use 1.2 or 1.3"},
-		"an unknown log level":   {[]string{"--log-level=loud"}, tenant, "use debug, info, warn or error"},
-		"another backend":        {[]string{"--metrics-backend=x"}, tenant, "use prometheus"},
-		"an argument":            {[]string{"serve"}, tenant, `unexpected argument "serve"`},
-		"an unknown flag":        {[]string{"--nope"}, tenant, "flag provided but not defined"},
+		"no tenant":               {nil, nil, "set AZURE_TENANT_ID"},
+		"an unfilled manifest":    {nil, map[string]string{"AZURE_TENANT_ID": "${AZURE_TENANT_ID}"}, "replace the placeholder"},
+		"an unknown environment":  {nil, map[string]string{"AZURE_TENANT_ID": "t", "AZURE_ENVIRONMENT": "Mars"}, `AZURE_ENVIRONMENT "Mars" is unknown: use AzurePublicCloud`},
+		"an unknown layout":       {[]string{"--token-layout=v2"}, tenant, `use "v1.6" or "legacy"`},
+		"an unknown TLS version":  {[]string{"--tls-min-version=1.4"}, tenant, "use 1.2 or 1.3"},
+		"resources that are none": {[]string{`--proxy-resources={"cpu":"1"}`}, tenant, `--proxy-resources: json: unknown field "cpu"`},
+		"an endpoint without a suffix": {[]string{"--custom-token-endpoint-audience=api://x"}, tenant,
+			"custom token endpoint annotation suffix cannot be empty when audience is set"},
+		"an endpoint without an audience": {[]string{"--custom-token-endpoint-annotation-suffix=x"}, tenant,
+			"custom token endpoint audience cannot be empty when annotation suffix is set"},
+		"an endpoint with Entra's audience": {[]string{"--custom-token-endpoint-annotation-suffix=x", "--custom-token-endpoint-audience=api://AzureADTokenExchange"}, tenant,
+			`custom token endpoint audience cannot be equal to default audience "api://AzureADTokenExchange"`},
+		"a suffix that is no name": {[]string{"--custom-token-endpoint-annotation-suffix=a/b", "--custom-token-endpoint-audience=api://x"}, tenant,
+			`custom token endpoint annotation key "azure.workload.identity/use-a/b" is not valid: `},
+		"two CAs": {endpoint, map[string]string{"AZURE_TENANT_ID": "t", "AZURE_KUBERNETES_CA_DATA": "x", "AZURE_KUBERNETES_CA_CONFIGMAP_NAME": "y"}, "mutually exclusive: keep one"},
+		"a selector without a signer": {endpoint, map[string]string{"AZURE_TENANT_ID": "t", "AZURE_KUBERNETES_CA_CTB_LABEL_SELECTOR": "{}"},
+			"AZURE_KUBERNETES_CA_CTB_LABEL_SELECTOR needs AZURE_KUBERNETES_CA_CTB_SIGNER_NAME"},
+		"a selector that is none": {endpoint, map[string]string{"AZURE_TENANT_ID": "t", "AZURE_KUBERNETES_CA_CTB_SIGNER_NAME": "x/y", "AZURE_KUBERNETES_CA_CTB_LABEL_SELECTOR": "app=x"},
+			"write a label selector as JSON"},
+		"an endpoint over HTTP":     {endpoint, map[string]string{"AZURE_TENANT_ID": "t", "AZURE_KUBERNETES_TOKEN_PROXY": "http://proxy"}, "write an https URL"},
+		"an endpoint without flags": {nil, map[string]string{"AZURE_TENANT_ID": "t", "AZURE_KUBERNETES_TOKEN_PROXY": "https://proxy"}, "have no effect: set both flags or remove the variables"},
+		"an unknown log level":      {[]string{"--log-level=loud"}, tenant, "use debug, info, warn or error"},
+		"another backend":           {[]string{"--metrics-backend=x"}, tenant, "use prometheus"},
+		"an argument":               {[]string{"serve"}, tenant, `unexpected argument "serve"`},
+		"an unknown flag":           {[]string{"--nope"}, tenant, "flag provided but not defined"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := parse(tc.args, environment(tc.env), &bytes.Buffer{}); err == nil || !strings.Contains(err.Error(), tc.want) {
@@ -84,7 +103,7 @@ func TestVersionNeedsNoSettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got map[string]string
-	if err := json.Unmarshal(stdout.Bytes(), &got); err != nil || got["buildVersion"] != "devel" || got["goVersion"] == "" || got["platform"] == "" {
+	if err := json.Unmarshal(stdout.Bytes(), &got); err != nil || got["buildVersion"] != "devel" || got["goVersion"] == "" || got["platform"] == "" || got["gitCommit"] == "" || got["buildDate"] == "" {
 		t.Errorf("%s: %v", &stdout, err)
 	}
 }
@@ -110,5 +129,31 @@ func TestAPortInUseIsNamedByItsFlag(t *testing.T) {
 		environment(map[string]string{"AZURE_TENANT_ID": "t"}), &bytes.Buffer{}, &bytes.Buffer{})
 	if err == nil || !strings.Contains(err.Error(), "listening on --health-addr "+l.Addr().String()) {
 		t.Errorf("error %v", err)
+	}
+}
+
+func TestTheCustomTokenEndpointIsRead(t *testing.T) {
+	s, err := parse([]string{"--custom-token-endpoint-annotation-suffix=identity-binding", "--custom-token-endpoint-audience=api://x"}, environment(map[string]string{
+		"AZURE_TENANT_ID": "t", "AZURE_KUBERNETES_TOKEN_PROXY": "https://proxy", "AZURE_KUBERNETES_SNI_NAME": "sni",
+		"AZURE_KUBERNETES_CA_CTB_SIGNER_NAME": "example.com/s", "AZURE_KUBERNETES_CA_CTB_LABEL_SELECTOR": `{"matchLabels":{"a":"b"}}`,
+	}), &bytes.Buffer{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := mutation.TokenEndpoint{
+		Suffix: "identity-binding", Audience: "api://x", Proxy: "https://proxy", SNIName: "sni",
+		CASigner: "example.com/s", CALabelSelector: json.RawMessage(`{"matchLabels":{"a":"b"}}`),
+	}
+	if diff := cmp.Diff(want, s.Endpoint); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestOldTLSVersionsMean12(t *testing.T) {
+	for _, version := range []string{"1.0", "1.1"} {
+		s, err := parse([]string{"--tls-min-version", version}, environment(map[string]string{"AZURE_TENANT_ID": "t"}), &bytes.Buffer{})
+		if err != nil || s.tlsMin != tls.VersionTLS12 || len(s.notes) != 1 {
+			t.Errorf("%s: %x, %q, %v", version, s.tlsMin, s.notes, err)
+		}
 	}
 }

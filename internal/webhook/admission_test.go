@@ -21,6 +21,7 @@ import (
 
 	"github.com/lanyard-id/lanyard/api/workloadidentity"
 	"github.com/lanyard-id/lanyard/internal/lab/labtest"
+	"github.com/lanyard-id/lanyard/internal/webhook/mutation"
 )
 
 const testClient = "11111111-2222-3333-4444-555555555555"
@@ -144,7 +145,7 @@ func TestAReplicaSetsPodsAreMutated(t *testing.T) {
 		}
 		p := pods.Items[0]
 		last := p.Spec.Volumes[len(p.Spec.Volumes)-1].Name
-		if want := volumeName(Pod{GenerateName: p.GenerateName}, testConfig); last != want || len(p.Spec.Containers[0].Env) != 4 {
+		if want := mutation.VolumeName(mutation.Pod{GenerateName: p.GenerateName}, testConfig); last != want || len(p.Spec.Containers[0].Env) != 4 {
 			t.Fatalf("volume %s, want %s; %d variables", last, want, len(p.Spec.Containers[0].Env))
 		}
 		return nil
@@ -195,7 +196,9 @@ spec:
 	if _, ok := without["resources"]; !ok {
 		t.Fatal("the API server dropped spec.resources by itself: the test shows nothing")
 	}
-	kept(t, "spec", withoutToken(without), withoutToken(with), "")
+	if missing := lacks("spec", withoutToken(without), withoutToken(with)); missing != "" {
+		t.Error(missing)
+	}
 }
 
 // withoutToken removes the API server's own token volume: its name is random.
@@ -220,8 +223,8 @@ func TestTheUserIsToldWhatToDo(t *testing.T) {
 			err: `admission webhook "mutation.azure-workload-identity.io" denied the request: annotation azure.workload.identity/service-account-token-expiration of the pod: strconv.ParseInt: parsing "1h": invalid syntax: write the token's lifetime as a number of seconds`},
 		"an expiration that is too short": {pod: podOf("bare", map[string]string{"azure.workload.identity/service-account-token-expiration": "100"}),
 			err: "token expiration 100 not valid. Expected value to be between 3600 and 86400"},
-		"the proxy sidecar": {pod: podOf("bare", map[string]string{"azure.workload.identity/inject-proxy-sidecar": "true"}),
-			err: "asks for the token proxy sidecar, which this release does not inject"},
+		"the proxy sidecar's port": {pod: podOf("bare", map[string]string{"azure.workload.identity/inject-proxy-sidecar": "true", "azure.workload.identity/proxy-sidecar-port": "x"}),
+			err: `failed to parse proxy sidecar port: strconv.ParseInt: parsing "x": invalid syntax`},
 		"no client id": {pod: podOf("bare", nil),
 			warnings: "service account " + namespace + "/bare has no annotation azure.workload.identity/client-id: AZURE_CLIENT_ID is not set in container \"main\""},
 	}
@@ -270,7 +273,7 @@ func TestAnAccountsAnnotationsAreFollowed(t *testing.T) {
 			defer r.accounts.mu.RUnlock()
 			for key, got := range r.accounts.annotated {
 				if key.Namespace == namespace {
-					if diff := cmp.Diff(want, got); diff == "" {
+					if diff := cmp.Diff(want, got.Annotations); diff == "" {
 						return nil
 					}
 				}
@@ -300,8 +303,8 @@ func TestAnAccountsAnnotationsAreFollowed(t *testing.T) {
 		}
 		return nil
 	})
-	got, err := r.accounts.Annotations(t.Context(), namespace, "bare")
-	if err != nil || len(got) != 0 {
+	got, err := r.accounts.ServiceAccount(t.Context(), namespace, "bare")
+	if err != nil || len(got.Annotations) != 0 {
 		t.Errorf("live read of an account without annotations: %v, %v", got, err)
 	}
 }
@@ -320,7 +323,7 @@ func TestAnAPIServerThatIsAwayAtTheStartIsWaitedFor(t *testing.T) {
 		if err == nil {
 			t.Fatal("ready without an API server")
 		}
-		for _, want := range []string{"503", "service accounts are not listed yet", "serving certificate: there is none yet"} {
+		for _, want := range []string{"503", "service accounts are not listed yet", "serving certificate: there is none yet", "version is not known yet"} {
 			if !strings.Contains(err.Error(), want) {
 				return fmt.Errorf("%w lacks %q", err, want)
 			}

@@ -10,10 +10,12 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sync/errgroup"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -103,6 +105,7 @@ func account(t *testing.T) *rest.Config {
 type replica struct {
 	certificates *servingcert.Keeper
 	accounts     *AccountCache
+	version      *ServerVersion
 	server       *Server
 	log          *safeBuffer
 }
@@ -125,10 +128,14 @@ func newReplica(t *testing.T, config *rest.Config) *replica {
 		Configuration: workloadidentity.WebhookConfiguration, Webhook: workloadidentity.WebhookName,
 		Names: []string{"127.0.0.1"}, Logger: logger,
 	}
+	r.version = &ServerVersion{Logger: logger}
+	if r.version.Get, err = GetVersion(config); err != nil {
+		t.Fatal(err)
+	}
 	r.server = &Server{
-		Admission: &Handler{ServiceAccounts: r.accounts, Config: testConfig, Logger: logger},
+		Admission: &Handler{ServiceAccounts: r.accounts, Config: testConfig, NativeSidecars: r.version.NativeSidecars, Logger: logger},
 		TLS:       &tls.Config{GetCertificate: r.certificates.GetCertificate},
-		Ready:     []func() error{r.accounts.Ready, r.certificates.Ready},
+		Ready:     []func() error{r.accounts.Ready, r.version.Ready, r.certificates.Ready},
 		Logger:    logger,
 	}
 	r.server.Listen.Admission, r.server.Listen.Health = listen(t), listen(t)
@@ -143,6 +150,7 @@ func (r *replica) run(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.accounts.Run(ctx) })
+	g.Go(func() error { return r.version.Run(ctx) })
 	g.Go(func() error { return r.certificates.Run(ctx) })
 	g.Go(func() error { return r.server.Run(ctx) })
 	t.Cleanup(func() {
@@ -237,4 +245,36 @@ func (s *safeBuffer) String() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.b.String()
+}
+
+// lacks says what of before is not in after: the API server adds members and
+// items, and takes none away.
+func lacks(at string, before, after any) string {
+	switch b := before.(type) {
+	case map[string]any:
+		a, ok := after.(map[string]any)
+		if !ok {
+			return fmt.Sprintf("%s was an object and is %v", at, after)
+		}
+		for k, v := range b {
+			if missing := lacks(at+"/"+k, v, a[k]); missing != "" {
+				return missing
+			}
+		}
+	case []any:
+		a, ok := after.([]any)
+		if !ok || len(a) < len(b) {
+			return fmt.Sprintf("%s was %v and is %v", at, before, after)
+		}
+		for i := range b {
+			if missing := lacks(at+"/"+strconv.Itoa(i), b[i], a[i]); missing != "" {
+				return missing
+			}
+		}
+	default:
+		if !cmp.Equal(before, after) {
+			return fmt.Sprintf("%s was %v and is %v", at, before, after)
+		}
+	}
+	return ""
 }

@@ -9,12 +9,14 @@ import (
 	"log/slog"
 	"mime"
 	"net/http"
+	"runtime/debug"
 	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/lanyard-id/lanyard/api/workloadidentity"
+	"github.com/lanyard-id/lanyard/internal/webhook/mutation"
 )
 
 // The API server accepts objects of 3 MiB; a review holds one, as JSON.
@@ -23,21 +25,22 @@ const maxReviewBytes = 8 << 20
 // ErrNotFound says that there is no such service account.
 var ErrNotFound = errors.New("service account not found")
 
-// ServiceAccounts finds the annotations of a service account.
+// ServiceAccounts finds service accounts.
 type ServiceAccounts interface {
-	// Annotations returns at least those of azure.workload.identity/, or an
-	// error that wraps ErrNotFound.
-	Annotations(ctx context.Context, namespace, name string) (map[string]string, error)
+	// ServiceAccount returns at least the labels and annotations of
+	// azure.workload.identity/, or an error that wraps ErrNotFound.
+	ServiceAccount(ctx context.Context, namespace, name string) (mutation.ServiceAccount, error)
 }
 
 // A Handler answers admission reviews (admission.k8s.io/v1). It fails closed:
 // a pod that asks for an identity is admitted with it or not at all.
 type Handler struct {
 	ServiceAccounts ServiceAccounts // must be set
-	Config          Config          // must be valid
+	Config          mutation.Config // must be valid; NativeSidecars is the func's
 
-	Metrics *Metrics     // nil means none
-	Logger  *slog.Logger // nil means slog.Default
+	NativeSidecars func() bool  // whether the API server knows them; nil means yes
+	Metrics        *Metrics     // nil means none
+	Logger         *slog.Logger // nil means slog.Default
 }
 
 // A requestError is a request that is no admission review.
@@ -50,9 +53,11 @@ func (e *requestError) Error() string { return e.text }
 
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	started := time.Now()
+	status := http.StatusOK
+	defer h.Metrics.serving()(&status)
 	review, err := decodeReview(w, r)
 	if err != nil {
-		status := http.StatusBadRequest
+		status = http.StatusBadRequest
 		var e *requestError
 		if errors.As(err, &e) {
 			status = e.status
@@ -64,13 +69,14 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), budget(r))
 	defer cancel()
-	answer, decision := h.admit(ctx, review.Request)
+	answer, decision := h.safely(ctx, review.Request)
 	h.Metrics.observe(decision, time.Since(started))
 	answer.UID = review.Request.UID
 	body, err := json.Marshal(admissionv1.AdmissionReview{TypeMeta: review.TypeMeta, Response: answer})
 	if err != nil { // the patch is raw JSON of our own making
+		status = http.StatusInternalServerError
 		h.logger().ErrorContext(ctx, "encoding the answer", "err", err)
-		http.Error(w, "encoding the answer failed", http.StatusInternalServerError)
+		http.Error(w, "encoding the answer failed", status)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
@@ -118,31 +124,45 @@ func budget(r *http.Request) time.Duration {
 	return d - d/10
 }
 
+// safely turns a panic into a denial: a review that the server drops looks to
+// the API server like a webhook that is away.
+func (h *Handler) safely(ctx context.Context, req *admissionv1.AdmissionRequest) (answer *admissionv1.AdmissionResponse, done decision) {
+	defer func() {
+		if p := recover(); p != nil {
+			h.Metrics.panicked()
+			answer, done = h.refuse(ctx, req, mutation.Pod{}, fmt.Errorf("panic: %v\n%s", p, debug.Stack()))
+		}
+	}()
+	return h.admit(ctx, req)
+}
+
 // admit decides on one request.
 func (h *Handler) admit(ctx context.Context, req *admissionv1.AdmissionRequest) (*admissionv1.AdmissionResponse, decision) {
 	if req.Operation != admissionv1.Create || req.Resource.Group != "" || req.Resource.Resource != "pods" || req.SubResource != "" {
 		return &admissionv1.AdmissionResponse{Allowed: true}, decisionUnchanged
 	}
-	pod, err := ParsePod(req.Object.Raw)
+	pod, err := mutation.ParsePod(req.Object.Raw)
 	if err != nil {
-		return h.refuse(ctx, req, pod, &Denial{Code: http.StatusBadRequest, Message: err.Error()})
+		return h.refuse(ctx, req, pod, &mutation.Denial{Code: http.StatusBadRequest, Message: err.Error()})
 	}
 	if !pod.Labelled() {
 		return &admissionv1.AdmissionResponse{Allowed: true}, decisionUnchanged
 	}
-	sa := ServiceAccount{Namespace: req.Namespace, Name: pod.ServiceAccount}
-	sa.Annotations, err = h.ServiceAccounts.Annotations(ctx, sa.Namespace, sa.Name)
+	sa, err := h.ServiceAccounts.ServiceAccount(ctx, req.Namespace, pod.ServiceAccount)
+	sa.Namespace, sa.Name = req.Namespace, pod.ServiceAccount
 	switch {
 	case errors.Is(err, ErrNotFound):
-		return h.refuse(ctx, req, pod, &Denial{Code: http.StatusBadRequest, Message: fmt.Sprintf(
+		return h.refuse(ctx, req, pod, &mutation.Denial{Code: http.StatusBadRequest, Message: fmt.Sprintf(
 			"serviceaccounts %q not found in namespace %q: create it before the pod that uses it", sa.Name, sa.Namespace)})
 	case err != nil:
 		// The reason goes to the log: it may name addresses of the control plane.
 		h.logger().ErrorContext(ctx, "reading the service account", "namespace", sa.Namespace, "serviceAccount", sa.Name, "err", err)
-		return h.refuse(ctx, req, pod, &Denial{Code: http.StatusServiceUnavailable, Message: fmt.Sprintf(
+		return h.refuse(ctx, req, pod, &mutation.Denial{Code: http.StatusServiceUnavailable, Message: fmt.Sprintf(
 			"service account %s/%s could not be read, so the pod would have no identity; try again", sa.Namespace, sa.Name)})
 	}
-	result, err := Mutate(pod, sa, h.Config)
+	config := h.Config
+	config.NativeSidecars = h.NativeSidecars == nil || h.NativeSidecars()
+	result, err := mutation.Mutate(pod, sa, config)
 	if err != nil {
 		return h.refuse(ctx, req, pod, err)
 	}
@@ -156,23 +176,24 @@ func (h *Handler) admit(ctx context.Context, req *admissionv1.AdmissionRequest) 
 		kind := admissionv1.PatchTypeJSONPatch
 		answer.Patch, answer.PatchType, done = patch, &kind, decisionMutated
 	}
-	h.logger().InfoContext(ctx, "pod admitted", "namespace", req.Namespace, "pod", pod.display(), "serviceAccount", sa.Name,
-		"clientID", quote(sa.Annotations[workloadidentity.AnnotationClientID]), "operations", len(result.Patch), "warnings", len(result.Warnings))
+	h.logger().InfoContext(ctx, "pod admitted", "namespace", req.Namespace, "pod", pod.Display(), "serviceAccount", sa.Name,
+		"clientID", sa.Annotations[workloadidentity.AnnotationClientID], "operations", len(result.Patch), "warnings", len(result.Warnings))
 	return answer, done
 }
 
 // refuse turns an error into a denial and logs it.
-func (h *Handler) refuse(ctx context.Context, req *admissionv1.AdmissionRequest, pod Pod, err error) (*admissionv1.AdmissionResponse, decision) {
-	var denied *Denial
+func (h *Handler) refuse(ctx context.Context, req *admissionv1.AdmissionRequest, pod mutation.Pod, err error) (*admissionv1.AdmissionResponse, decision) {
+	var denied *mutation.Denial
 	if !errors.As(err, &denied) {
-		h.logger().ErrorContext(ctx, "mutating the pod", "namespace", req.Namespace, "pod", pod.display(), "err", err)
-		denied = &Denial{Code: http.StatusInternalServerError, Message: "the workload identity webhook failed; its log says why"}
+		h.logger().ErrorContext(ctx, "mutating the pod", "namespace", req.Namespace, "pod", pod.Display(), "err", err)
+		denied = &mutation.Denial{Code: http.StatusInternalServerError, Message: "the workload identity webhook failed; its log says why"}
 	}
-	h.logger().WarnContext(ctx, "pod denied", "namespace", req.Namespace, "pod", pod.display(), "serviceAccount", pod.ServiceAccount, "status", denied.Code, "err", denied.Message)
+	h.logger().WarnContext(ctx, "pod denied", "namespace", req.Namespace, "pod", pod.Display(), "serviceAccount", pod.ServiceAccount, "status", denied.Code, "err", denied.Message)
 	done := decisionDenied
 	if denied.Code >= 500 {
 		done = decisionFailed
 	}
+	h.Metrics.refused(req.Namespace, done)
 	return &admissionv1.AdmissionResponse{Result: &metav1.Status{
 		Status:  metav1.StatusFailure,
 		Code:    int32(denied.Code), //nolint:gosec // an HTTP status

@@ -17,24 +17,26 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	admissionv1 "k8s.io/api/admission/v1"
+
+	"github.com/lanyard-id/lanyard/internal/webhook/mutation"
 )
 
 // accounts is the service accounts of a cluster, by namespace/name.
 type accounts map[string]map[string]string
 
-func (a accounts) Annotations(ctx context.Context, namespace, name string) (map[string]string, error) {
+func (a accounts) ServiceAccount(ctx context.Context, namespace, name string) (mutation.ServiceAccount, error) {
 	switch name {
 	case "unreadable":
-		return nil, errors.New("dial tcp 10.0.0.1:443: connection refused")
+		return mutation.ServiceAccount{}, errors.New("dial tcp 10.0.0.1:443: connection refused")
 	case "slow":
 		<-ctx.Done()
-		return nil, ctx.Err()
+		return mutation.ServiceAccount{}, ctx.Err()
 	}
 	found, ok := a[namespace+"/"+name]
 	if !ok {
-		return nil, fmt.Errorf("%w: %s/%s", ErrNotFound, namespace, name)
+		return mutation.ServiceAccount{}, fmt.Errorf("%w: %s/%s", ErrNotFound, namespace, name)
 	}
-	return found, nil
+	return mutation.ServiceAccount{Annotations: found}, nil
 }
 
 type fixture struct {
@@ -90,7 +92,7 @@ func TestReviewsAreAnswered(t *testing.T) {
 		counted      decision
 	}{
 		"a pod that asks gets its identity": {body: labelled("pod-identity-sa"), allowed: true, patched: true,
-			log: `clientID="\"11111111-2222-3333-4444-555555555555\""`, counted: decisionMutated},
+			log: `clientID=11111111-2222-3333-4444-555555555555`, counted: decisionMutated},
 		"a pod without the label is left alone": {body: createPod(`{"metadata":{"labels":{"azure.workload.identity/use":"false"}},"spec":{}}`), allowed: true, counted: decisionUnchanged},
 		"an update is left alone":               {body: fmt.Sprintf(reviewOf, "pods", "", "UPDATE", fmt.Sprintf(labelledPod, "nobody")), allowed: true, counted: decisionUnchanged},
 		"a binding of a pod is left alone":      {body: fmt.Sprintf(reviewOf, "pods", "binding", "CREATE", `{}`), allowed: true, counted: decisionUnchanged},

@@ -19,17 +19,18 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/lanyard-id/lanyard/api/workloadidentity"
+	"github.com/lanyard-id/lanyard/internal/webhook/mutation"
 )
 
 // An AccountCache knows the service accounts of the cluster that carry
-// annotations of azure.workload.identity/, and of those nothing else. One that
+// labels or annotations of azure.workload.identity/, and of those nothing else. One that
 // it does not know is read from the API server, so that an account created in
 // the same breath as its pod is found.
 type AccountCache struct {
 	Client metadata.Interface // must be set
 
 	mu        sync.RWMutex
-	annotated map[types.NamespacedName]map[string]string
+	annotated map[types.NamespacedName]mutation.ServiceAccount
 	synced    bool
 }
 
@@ -70,8 +71,8 @@ func (c *AccountCache) Len() int {
 	return len(c.annotated)
 }
 
-// Annotations implements ServiceAccounts.
-func (c *AccountCache) Annotations(ctx context.Context, namespace, name string) (map[string]string, error) {
+// ServiceAccount implements ServiceAccounts.
+func (c *AccountCache) ServiceAccount(ctx context.Context, namespace, name string) (mutation.ServiceAccount, error) {
 	key := types.NamespacedName{Namespace: namespace, Name: name}
 	c.mu.RLock()
 	known, ok := c.annotated[key]
@@ -82,16 +83,16 @@ func (c *AccountCache) Annotations(ctx context.Context, namespace, name string) 
 	account, err := c.Client.Resource(schema.GroupVersionResource{Version: "v1", Resource: "serviceaccounts"}).
 		Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		return nil, fmt.Errorf("%w: %s", ErrNotFound, key)
+		return mutation.ServiceAccount{}, fmt.Errorf("%w: %s", ErrNotFound, key)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("getting service account %s: %w", key, err)
+		return mutation.ServiceAccount{}, fmt.Errorf("getting service account %s: %w", key, err)
 	}
-	return ownAnnotations(account.Annotations), nil
+	return mutation.ServiceAccount{Labels: own(account.Labels), Annotations: own(account.Annotations)}, nil
 }
 
-// ownAnnotations keeps the annotations of the contract; nil if there is none.
-func ownAnnotations(all map[string]string) map[string]string {
+// own keeps the labels or annotations of the contract; nil if there is none.
+func own(all map[string]string) map[string]string {
 	var own map[string]string
 	for k, v := range all {
 		if strings.HasPrefix(k, workloadidentity.Prefix) {
@@ -121,15 +122,15 @@ func (s accountStore) Add(o any) error {
 // put notes one account; the lock is held.
 func (s accountStore) put(m *metav1.PartialObjectMetadata) {
 	key := types.NamespacedName{Namespace: m.Namespace, Name: m.Name}
-	own := ownAnnotations(m.Annotations)
-	if own == nil {
+	account := mutation.ServiceAccount{Labels: own(m.Labels), Annotations: own(m.Annotations)}
+	if account.Labels == nil && account.Annotations == nil {
 		delete(s.c.annotated, key)
 		return
 	}
 	if s.c.annotated == nil {
-		s.c.annotated = map[types.NamespacedName]map[string]string{}
+		s.c.annotated = map[types.NamespacedName]mutation.ServiceAccount{}
 	}
-	s.c.annotated[key] = own
+	s.c.annotated[key] = account
 }
 
 func (s accountStore) Update(o any) error { return s.Add(o) }
@@ -171,7 +172,7 @@ func (accountStore) Transformer() cache.TransformFunc {
 			return o, nil
 		}
 		return &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{
-			Namespace: m.Namespace, Name: m.Name, ResourceVersion: m.ResourceVersion, Annotations: ownAnnotations(m.Annotations),
+			Namespace: m.Namespace, Name: m.Name, ResourceVersion: m.ResourceVersion, Labels: own(m.Labels), Annotations: own(m.Annotations),
 		}}, nil
 	}
 }

@@ -128,6 +128,9 @@ func (k *Keeper) stored(ctx context.Context, policy Policy) (keyMaterial, error)
 	}
 	var have keyMaterial
 	// Manifests bring the Secret along empty: that is no mistake.
+	if missing {
+		secret = &unstructured.Unstructured{}
+	}
 	if data := secretData(secret); len(data) > 0 {
 		if have, err = parseMaterial(data); err != nil {
 			k.logger().WarnContext(ctx, "the secret holds no usable certificate", "secret", k.Secret, "err", err)
