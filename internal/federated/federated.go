@@ -139,10 +139,18 @@ type Client struct {
 	writing  map[string]chan struct{}         // by parent; of capacity 1
 }
 
-// AccountName is the name that azwi gives the credential of a service account.
+// AccountName is the name of the credential of a service account: azwi's, made
+// valid. Azure documents letters, digits, dashes and underscores, the first one
+// a letter or digit, and Resource Manager insists; azwi's name, base64 with its
+// padding, ends with "=" and may begin with a dash. Nothing finds credentials by
+// it: what counts is issuer and subject.
 func AccountName(namespace, name, issuer string) string {
 	sum := sha256.Sum256([]byte(namespace + "-" + name + "-" + issuer))
-	return base64.URLEncoding.EncodeToString(sum[:])
+	text := base64.RawURLEncoding.EncodeToString(sum[:])
+	if strings.ContainsRune("-_", rune(text[0])) {
+		return "x" + text
+	}
+	return text
 }
 
 // Subject is what the API server writes into the tokens of a service account.
