@@ -29,7 +29,7 @@ var layers = []struct {
 	{"api", []string{"api", "deploy"}},
 	{"rules", []string{"internal/azure", "internal/azrbac", "internal/schedule", "internal/binding"}},
 	{"protocols", []string{"internal/imds", "internal/oidc", "internal/token", "internal/entra", "internal/credential", "internal/redirect", "internal/sandbox", "internal/arm", "internal/graph", "internal/federated"}},
-	{"components", []string{"internal/access", "internal/mic", "internal/nmi", "internal/webhook", "internal/serviceaccount", "internal/migrate"}},
+	{"components", []string{"internal/access", "internal/mic", "internal/nmi", "internal/proxy", "internal/webhook", "internal/serviceaccount", "internal/migrate", "internal/issuer"}},
 	{"cloud", []string{"internal/cloud"}},
 	{"lab", []string{"internal/lab"}},
 	{"estate", []string{"internal/estate"}},
@@ -75,6 +75,14 @@ var laws = []struct {
 		never:  []string{"net/http", "os", "os/exec", "log", "log/slog", "k8s.io/client-go", "sigs.k8s.io/controller-runtime"},
 	},
 	{
+		reason: "the sidecar runs in every pod that asks for it: no Kubernetes and no SDK in it",
+		from:   []string{"internal/proxy", "internal/redirect/pod", "cmd/proxy"}, never: []string{"k8s.io/", "sigs.k8s.io/", "github.com/Azure/"},
+	},
+	{
+		reason: "components never import each other: what two of them need is a rule or a protocol",
+		from:   []string{"internal/proxy"}, never: []string{module + "internal/access", module + "internal/mic", module + "internal/nmi", module + "internal/webhook"},
+	},
+	{
 		reason: "the product meets the cloud only over HTTP: tests may start one",
 		from:   []string{"internal/migrate", "internal/arm", "internal/graph", "internal/federated", "internal/serviceaccount"}, never: []string{module + "internal/cloud"},
 	},
@@ -100,6 +108,11 @@ var laws = []struct {
 	{
 		reason: "a lab is a cluster: the cloud beside it is the estate's business",
 		from:   []string{"internal/lab"}, never: []string{module + "internal/cloud"}, tests: true,
+	},
+	{
+		reason: "what a pod becomes is a function of values: no HTTP, no log, no environment, no client",
+		from:   []string{"internal/webhook/mutation"},
+		never:  []string{"net/http", "log", "log/slog", "os", "k8s.io/client-go", "sigs.k8s.io/controller-runtime"},
 	},
 	{
 		reason: "rules are functions of values: no HTTP, no log, no environment",
