@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/lanyard-id/lanyard/internal/estate"
 )
 
 // The test binary is the command itself, so that the scripts run what people
@@ -29,7 +31,7 @@ func TestScripts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, program := range []string{"kube", "pause", "mic", "nmi", "webhook", "workload"} {
+	for _, program := range estate.Programs() {
 		if _, err := os.Stat(filepath.Join(bin, program)); err != nil {
 			t.Fatalf("%v: run make build", err)
 		}

@@ -110,7 +110,7 @@ func newBed(t *testing.T) *bed {
 	t.Helper()
 	bin, err := filepath.Abs("../../bin")
 	must(t, err)
-	for _, program := range []string{"kube", "pause", "mic", "nmi", "webhook", "workload"} {
+	for _, program := range estate.Programs() {
 		if _, err := os.Stat(filepath.Join(bin, program)); err != nil {
 			t.Fatalf("%v: run make build", err)
 		}

@@ -178,18 +178,30 @@ func scheme() (*runtime.Scheme, error) {
 	return s, nil
 }
 
+// Programs are the binaries that Config.BinDir holds.
+func Programs() []string {
+	return []string{"kube", "pause", "mic", "nmi", "webhook", "proxy", "workload"}
+}
+
+// images are what the pods of Lanyard and of the demo run. The token proxy and
+// what leads a pod to it are one program.
+func images(binDir string, caCerts []byte) []image.Image {
+	made := func(name, binary, user string, entrypoint ...string) image.Image {
+		return image.Image{Ref: "lanyard/" + name + ":dev", Binary: filepath.Join(binDir, binary), Entrypoint: entrypoint, User: user, CACerts: caCerts}
+	}
+	const nobody, proxy = "65532:65532", "1501:1501"
+	return []image.Image{
+		made("mic", "mic", nobody), made("nmi", "nmi", nobody), made("webhook", "webhook", nobody),
+		made("proxy", "proxy", proxy), made("proxy-init", "proxy", "", "/proxy", "init"), made("workload", "workload", nobody),
+	}
+}
+
 // install puts Lanyard on the cluster, as a person with kubectl would.
 func (e *Estate) install(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Minute, errors.New("it took longer than two minutes"))
 	defer cancel()
-	e.config.Step("building and loading the images of mic, nmi, webhook and workload")
-	var images []image.Image
-	for _, name := range []string{"mic", "nmi", "webhook", "workload"} {
-		images = append(images, image.Image{
-			Ref: "lanyard/" + name + ":dev", Binary: filepath.Join(e.config.BinDir, name), User: "65532:65532", CACerts: e.Cloud.CACertPEM(),
-		})
-	}
-	if err := e.Lab.LoadImages(ctx, images...); err != nil {
+	e.config.Step("building and loading the images of mic, nmi, webhook, proxy and workload")
+	if err := e.Lab.LoadImages(ctx, images(e.config.BinDir, e.Cloud.CACertPEM())...); err != nil {
 		return err
 	}
 	e.config.Step("installing the custom resources, mic, nmi, the webhook and the admission policy")
