@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/lanyard-id/lanyard/cmd/lanyard/cli"
+	"github.com/lanyard-id/lanyard/cmd/lanyard/issuer"
 	"github.com/lanyard-id/lanyard/cmd/lanyard/serviceaccount"
 )
 
@@ -91,7 +92,8 @@ cluster with Lanyard it asks for access to an identity, and decides about it.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return cli.Usage("%w (see %q)", err, cmd.CommandPath()+" --help")
 	})
-	root.AddCommand(labCommand(), cloudCommand(), demoCommand(), accessCommand(self), serviceaccount.Command(self), internalCommand())
+	root.AddCommand(labCommand(), cloudCommand(), demoCommand(), accessCommand(self), serviceaccount.Command(self),
+		issuer.Command(self), issuer.JWKSCommand(self), internalCommand())
 	root.AddCommand(decisionCommands(self)...)
 	return root
 }
