@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 
@@ -16,10 +17,12 @@ import (
 const defaultIssuer = "https://oidc.lanyard.test/cluster/"
 
 // A publisher serves the discovery document and the keys of a cluster's
-// issuer where Entra looks for them, as the API server has them at that
-// moment (KEP-1393).
+// issuer where Entra looks for them: as the API server has them at that
+// moment (KEP-1393), or as lanyard issuer publish has put them into folder,
+// which is what a cluster does whose API server is not public.
 type publisher struct {
-	api atomic.Pointer[rest.Interface]
+	folder string // empty means the API server
+	api    atomic.Pointer[rest.Interface]
 }
 
 // serve returns the host of the issuer and what answers there.
@@ -49,6 +52,11 @@ func (p *publisher) serve(issuer string) (host string, h http.Handler, err error
 func (p *publisher) from(api rest.Interface) { p.api.Store(&api) }
 
 func (p *publisher) publish(w http.ResponseWriter, r *http.Request, path string) {
+	if p.folder != "" {
+		w.Header().Set("Content-Type", "application/json")
+		http.ServeFile(w, r, filepath.Join(p.folder, filepath.FromSlash(path)))
+		return
+	}
 	api := p.api.Load()
 	if api == nil {
 		http.Error(w, "the cluster is not up yet", http.StatusServiceUnavailable)

@@ -281,6 +281,24 @@ func (l *Lab) Wait(ctx context.Context) error {
 	}
 }
 
+// RestartAPIServer ends the control plane and starts it again with the key
+// files that are in KeyDir now. Objects stay; the node and what runs on it go on
+// meanwhile, as in any cluster whose API server is away for some seconds. It
+// returns when the API server answers.
+func (l *Lab) RestartAPIServer(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Minute, errors.New("it takes too long"))
+	defer cancel()
+	if err := l.control.Restart(ctx); err != nil {
+		return fmt.Errorf("restarting the API server: %w", err)
+	}
+	return l.claim.record(l.control.PID())
+}
+
+// KeyDir holds the key files of service-account tokens: sa.key, with which the
+// API server signs, and sa.pub, the bundle of those with which it verifies. They
+// count from the next RestartAPIServer on.
+func (l *Lab) KeyDir() string { return filepath.Dir(l.control.File("sa.key")) }
+
 // Stop ends everything and removes what Start made. It may be called again
 // and by several callers.
 func (l *Lab) Stop(ctx context.Context) error {

@@ -1,13 +1,15 @@
 // Package controlplane runs bin/kube server, a whole Kubernetes control plane
 // in one process, inside a network namespace.
 //
-//	Start ── kube server --dir DIR ... ──> its stderr is progress
-//	                                       one line on its stdout means ready
-//	Stop  ── SIGTERM, then SIGKILL; DIR is removed
+//	Start   ── kube server --dir DIR ... ──> its stderr is progress
+//	                                         one line on its stdout means ready
+//	Restart ── SIGTERM, then the same again; DIR, with etcd's data and all keys, stays
+//	Stop    ── SIGTERM, then SIGKILL; DIR is removed
 package controlplane
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +22,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/lanyard-id/lanyard/internal/lab/process"
@@ -49,47 +52,120 @@ type Starter interface {
 
 // A ControlPlane is a running control plane.
 type ControlPlane struct {
-	cfg Config
-	cmd *exec.Cmd
+	cfg     Config
+	starter Starter
+	ended   chan struct{} // closed when it has ended, and not to be started again
+	err     error         // valid after ended
 
-	ready chan struct{}
-	done  chan struct{}
-	err   error // valid after done
+	mu  sync.Mutex // guards run; held while the process is replaced
+	run *run
 
 	stopping sync.Once
 	stopErr  error
 }
 
+// A run is one process of a control plane.
+type run struct {
+	cmd      *exec.Cmd
+	ready    chan struct{}
+	done     chan struct{}
+	err      error       // valid after done
+	replaced atomic.Bool // another follows
+}
+
 // Start starts a control plane and returns when the API server, the default
 // ServiceAccount and the controllers are there. After an error nothing is left.
 func Start(ctx context.Context, starter Starter, cfg Config) (*ControlPlane, error) {
-	c := &ControlPlane{cfg: cfg, ready: make(chan struct{}), done: make(chan struct{})}
-	c.cmd = exec.Command(cfg.Kube, cfg.args()...)
-	c.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + cfg.Dir} // no proxy, no kubeconfig of the caller
-	stdout, err := c.cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	stderr, err := c.cmd.StderrPipe()
-	if err != nil {
-		return nil, err
-	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the control plane's folder: %w", err)
 	}
-	if err := starter.Start(c.cmd); err != nil {
-		return nil, errors.Join(fmt.Errorf("starting the control plane: %w", err), os.RemoveAll(cfg.Dir))
+	c := &ControlPlane{cfg: cfg, starter: starter, ended: make(chan struct{})}
+	r, err := c.launch()
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(cfg.Dir))
 	}
-	go c.watch(stdout, stderr)
+	c.run = r
+	if err := r.wait(ctx); err != nil {
+		return nil, errors.Join(err, c.Stop(context.WithoutCancel(ctx)))
+	}
+	return c, nil
+}
+
+// launch starts the process.
+func (c *ControlPlane) launch() (*run, error) {
+	r := &run{ready: make(chan struct{}), done: make(chan struct{})}
+	r.cmd = exec.Command(c.cfg.Kube, c.cfg.args()...)
+	r.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + c.cfg.Dir} // no proxy, no kubeconfig of the caller
+	stdout, err := r.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	stderr, err := r.cmd.StderrPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := c.starter.Start(r.cmd); err != nil {
+		return nil, fmt.Errorf("starting the control plane: %w", err)
+	}
+	go c.watch(r, stdout, stderr)
+	return r, nil
+}
+
+// wait returns when the control plane is ready, or why it will not be.
+func (r *run) wait(ctx context.Context) error {
 	select {
-	case <-c.ready:
-		return c, nil
-	case <-c.done:
-		err = c.Err()
+	case <-r.ready:
+		return nil
+	case <-r.done:
+		return r.err
 	case <-ctx.Done():
-		err = fmt.Errorf("waiting for the control plane: %w", context.Cause(ctx))
+		return fmt.Errorf("waiting for the control plane: %w", context.Cause(ctx))
 	}
-	return nil, errors.Join(err, c.Stop(context.WithoutCancel(ctx)))
+}
+
+// end ends the process and waits for it.
+func (r *run) end(ctx context.Context) error {
+	var err error
+	if id, findErr := process.Find(r.cmd.Process.Pid); findErr == nil {
+		err = id.End(ctx, 10*time.Second)
+	}
+	<-r.done
+	return err
+}
+
+// Restart ends the control plane and starts it again with what is in its folder
+// now: objects and certificates stay, and key files that were changed count. It
+// returns when the API server answers again. The new process has another PID.
+// After an error the control plane has ended.
+func (c *ControlPlane) Restart(ctx context.Context) error {
+	r, err := c.replace(ctx)
+	if err != nil {
+		return err
+	}
+	return r.wait(ctx)
+}
+
+func (c *ControlPlane) replace(ctx context.Context) (*run, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.run.replaced.Store(true)
+	err := c.run.end(ctx)
+	select {
+	case <-c.ended: // before it was known that another follows
+		return nil, cmp.Or(c.err, errors.New("the control plane cannot be restarted: it was stopped"))
+	default:
+	}
+	var r *run
+	if err == nil {
+		r, err = c.launch()
+	}
+	if err != nil {
+		c.err = err
+		close(c.ended)
+		return nil, err
+	}
+	c.run = r
+	return r, nil
 }
 
 func (c Config) args() []string {
@@ -116,15 +192,15 @@ func (c Config) args() []string {
 }
 
 // watch follows the process to its end.
-func (c *ControlPlane) watch(stdout, stderr io.Reader) {
-	defer close(c.done)
+func (c *ControlPlane) watch(r *run, stdout, stderr io.Reader) {
+	defer close(r.done)
 	var last []string // what it said, for the error
 	var both sync.WaitGroup
 	both.Go(func() {
 		lines := bufio.NewScanner(stdout)
 		for first := true; lines.Scan(); first = false {
 			if first {
-				close(c.ready)
+				close(r.ready)
 			}
 		}
 	})
@@ -143,9 +219,13 @@ func (c *ControlPlane) watch(stdout, stderr io.Reader) {
 		_, _ = io.Copy(io.Discard, stderr)
 	})
 	both.Wait()
-	if err := c.cmd.Wait(); err != nil {
+	if err := r.cmd.Wait(); err != nil {
 		last = slices.DeleteFunc(last, func(l string) bool { return l == "" })
-		c.err = fmt.Errorf("the control plane ended: %w; the last it said:\n%s", err, strings.Join(last, "\n"))
+		r.err = fmt.Errorf("the control plane ended: %w; the last it said:\n%s", err, strings.Join(last, "\n"))
+	}
+	if !r.replaced.Load() {
+		c.err = r.err
+		close(c.ended)
 	}
 }
 
@@ -165,15 +245,19 @@ func (c *ControlPlane) Address() string {
 }
 
 // PID is the process that is the whole control plane.
-func (c *ControlPlane) PID() int { return c.cmd.Process.Pid }
+func (c *ControlPlane) PID() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.run.cmd.Process.Pid
+}
 
-// Done is closed when the control plane has ended.
-func (c *ControlPlane) Done() <-chan struct{} { return c.done }
+// Done is closed when the control plane has ended; a Restart does not end it.
+func (c *ControlPlane) Done() <-chan struct{} { return c.ended }
 
 // Err is why it has ended; nil before that and after a Stop.
 func (c *ControlPlane) Err() error {
 	select {
-	case <-c.done:
+	case <-c.ended:
 		return c.err
 	default:
 		return nil
@@ -182,17 +266,12 @@ func (c *ControlPlane) Err() error {
 
 // Stop ends the control plane and removes its folder. It may be called again.
 func (c *ControlPlane) Stop(ctx context.Context) error {
-	c.stopping.Do(func() { c.stopErr = c.stop(ctx) })
+	c.stopping.Do(func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.stopErr = errors.Join(c.run.end(ctx), os.RemoveAll(c.cfg.Dir))
+	})
 	return c.stopErr
-}
-
-func (c *ControlPlane) stop(ctx context.Context) error {
-	var err error
-	if id, findErr := process.Find(c.PID()); findErr == nil {
-		err = id.End(ctx, 10*time.Second)
-	}
-	<-c.done
-	return errors.Join(err, os.RemoveAll(c.cfg.Dir))
 }
 
 // untimed is a step of the server without the time since its own start: whoever
