@@ -109,7 +109,11 @@ func (l Login) credential(c Cloud, base policy.ClientOptions) (azcore.TokenCrede
 	case MethodEnvironment:
 		return azidentity.NewEnvironmentCredential(&azidentity.EnvironmentCredentialOptions{ClientOptions: base, DisableInstanceDiscovery: c.Custom})
 	default:
-		return azidentity.NewAzureCLICredential(&azidentity.AzureCLICredentialOptions{TenantID: l.TenantID, Subscription: l.SubscriptionID})
+		o := &azidentity.AzureCLICredentialOptions{Subscription: l.SubscriptionID}
+		if l.SubscriptionID == "" {
+			o.TenantID = l.TenantID // az refuses both
+		}
+		return azidentity.NewAzureCLICredential(o)
 	}
 }
 

@@ -139,16 +139,15 @@ type Client struct {
 	writing  map[string]chan struct{}         // by parent; of capacity 1
 }
 
-// AccountName is the name of the credential of a service account: azwi's, made
-// valid. Azure documents letters, digits, dashes and underscores, the first one
-// a letter or digit, and Resource Manager insists; azwi's name, base64 with its
-// padding, ends with "=" and may begin with a dash. Nothing finds credentials by
-// it: what counts is issuer and subject.
+// AccountName is the name of the credential of a service account. It is not
+// azwi's, which is the same for a-b/c and a/b-c and has characters that Resource
+// Manager refuses. Nothing has to find credentials by it: what counts is issuer
+// and subject.
 func AccountName(namespace, name, issuer string) string {
-	sum := sha256.Sum256([]byte(namespace + "-" + name + "-" + issuer))
+	sum := sha256.Sum256([]byte(Subject(namespace, name) + " " + issuer))
 	text := base64.RawURLEncoding.EncodeToString(sum[:])
 	if strings.ContainsRune("-_", rune(text[0])) {
-		return "x" + text
+		return "x" + text // Azure wants a letter or digit first
 	}
 	return text
 }

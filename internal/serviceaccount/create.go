@@ -1,6 +1,7 @@
 package serviceaccount
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -175,7 +176,7 @@ func (r *Runner) createFederated(ctx context.Context) error {
 	o := r.Options
 	want := federated.Credential{
 		Name:   federated.AccountName(o.Namespace, o.Name, o.Issuer),
-		Issuer: o.Issuer, Subject: federated.Subject(o.Namespace, o.Name), Audience: federated.Audience,
+		Issuer: o.Issuer, Subject: federated.Subject(o.Namespace, o.Name), Audience: cmp.Or(o.Audience, federated.Audience),
 		Description: "Federated Service Account for " + o.Namespace + "/" + o.Name,
 	}
 	object := "federated credential " + want.Name

@@ -96,6 +96,7 @@ type Options struct {
 	Namespace  string // of the service account
 	Name       string // of the service account
 	Issuer     string // URL of the cluster's issuer of tokens
+	Audience   string // of the tokens; empty means federated.Audience
 	Expiration time.Duration
 
 	ApplicationName     string // display name; empty means DefaultApplicationName
@@ -173,6 +174,12 @@ func (o Options) Check(v Verb, phases []string) error {
 	}
 	if err := o.checkIdentity(); err != nil {
 		return err
+	}
+	if slices.Contains(phases, PhaseApplication) && len(phases) > 1 && o.ApplicationName == "" {
+		// The application's name follows from these; their flags are what is missed.
+		if err := required("service-account-namespace", o.Namespace, "service-account-name", o.Name, "service-account-issuer-url", o.Issuer); err != nil {
+			return err
+		}
 	}
 	for _, phase := range phases {
 		if err := o.check(v, phase); err != nil {

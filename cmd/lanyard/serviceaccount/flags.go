@@ -15,6 +15,7 @@ import (
 	"github.com/lanyard-id/lanyard/cmd/lanyard/cli"
 	"github.com/lanyard-id/lanyard/internal/arm"
 	"github.com/lanyard-id/lanyard/internal/azure"
+	"github.com/lanyard-id/lanyard/internal/federated"
 	"github.com/lanyard-id/lanyard/internal/serviceaccount"
 )
 
@@ -49,6 +50,9 @@ func (f *flags) add(cmd *cobra.Command, v serviceaccount.Verb, phase string) {
 	_ = cmd.RegisterFlagCompletionFunc("service-account-namespace", f.completeNames(false))
 	if v == serviceaccount.Create && is(serviceaccount.PhaseAccount) {
 		s.DurationVar(&o.Expiration, "service-account-token-expiration", time.Hour, "how long the pods' tokens are good, 1h to 24h")
+	}
+	if v == serviceaccount.Create && is(serviceaccount.PhaseFederated) {
+		s.StringVar(&o.Audience, "service-account-token-audience", federated.Audience, "`audience` of the pods' tokens, as the webhook's --audience has it")
 	}
 	if is(serviceaccount.PhaseApplication, serviceaccount.PhaseAccount, serviceaccount.PhaseFederated, serviceaccount.PhaseRoleAssignment) {
 		s.StringVar(&o.ApplicationName, "aad-application-name", "", "display `name` of the application (default NAMESPACE-NAME-HASH of the service account and the issuer)")
