@@ -6,7 +6,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -135,7 +134,7 @@ func (c reviewCase) ask(t testing.TB, pod []byte) *admissionv1.AdmissionResponse
 	t.Helper()
 	server := httptest.NewServer(&Handler{
 		ServiceAccounts: c, Config: c.config, NativeSidecars: func() bool { return c.config.NativeSidecars },
-		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Logger: slog.New(slog.DiscardHandler),
 	})
 	defer server.Close()
 	body, err := yaml.YAMLToJSON([]byte(c.files["review.yaml"]))

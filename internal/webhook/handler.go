@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,9 +15,12 @@ import (
 
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/lanyard-id/lanyard/api/workloadidentity"
 	"github.com/lanyard-id/lanyard/internal/webhook/mutation"
+	"github.com/lanyard-id/lanyard/internal/webhook/rawjson"
 )
 
 // The API server accepts objects of 3 MiB; a review holds one, as JSON.
@@ -55,7 +59,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	started := time.Now()
 	status := http.StatusOK
 	defer h.Metrics.serving()(&status)
-	review, err := decodeReview(w, r)
+	req, err := decodeReview(w, r)
 	if err != nil {
 		status = http.StatusBadRequest
 		var e *requestError
@@ -69,10 +73,12 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), budget(r))
 	defer cancel()
-	answer, decision := h.safely(ctx, review.Request)
+	answer, decision := h.safely(ctx, req)
 	h.Metrics.observe(decision, time.Since(started))
-	answer.UID = review.Request.UID
-	body, err := json.Marshal(admissionv1.AdmissionReview{TypeMeta: review.TypeMeta, Response: answer})
+	answer.UID = req.UID
+	body, err := json.Marshal(admissionv1.AdmissionReview{
+		TypeMeta: metav1.TypeMeta{APIVersion: admissionv1.SchemeGroupVersion.String(), Kind: "AdmissionReview"}, Response: answer,
+	})
 	if err != nil { // the patch is raw JSON of our own making
 		status = http.StatusInternalServerError
 		h.logger().ErrorContext(ctx, "encoding the answer", "err", err)
@@ -85,33 +91,61 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// decodeReview reads the review out of a request.
-func decodeReview(w http.ResponseWriter, r *http.Request) (admissionv1.AdmissionReview, error) {
-	var review admissionv1.AdmissionReview
+// reviewShape is what is read of a review.
+var reviewShape = rawjson.Shape{
+	"apiVersion": nil, "kind": nil,
+	"request": {"uid": nil, "namespace": nil, "operation": nil, "resource": nil, "subResource": nil, "object": {}},
+}
+
+// decodeReview reads the request out of a review.
+func decodeReview(w http.ResponseWriter, r *http.Request) (*admissionv1.AdmissionRequest, error) {
 	if r.Method != http.MethodPost {
-		return review, &requestError{http.StatusMethodNotAllowed, "send an AdmissionReview by POST"}
+		return nil, &requestError{http.StatusMethodNotAllowed, "send an AdmissionReview by POST"}
 	}
 	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
-		return review, &requestError{http.StatusUnsupportedMediaType, "send an AdmissionReview as application/json"}
+		return nil, &requestError{http.StatusUnsupportedMediaType, "send an AdmissionReview as application/json"}
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxReviewBytes))
+	body, err := read(http.MaxBytesReader(w, r.Body, maxReviewBytes), r.ContentLength)
 	if err != nil {
 		var big *http.MaxBytesError
 		if errors.As(err, &big) {
-			return review, &requestError{http.StatusRequestEntityTooLarge, fmt.Sprintf("the review is larger than %d bytes", maxReviewBytes)}
+			return nil, &requestError{http.StatusRequestEntityTooLarge, fmt.Sprintf("the review is larger than %d bytes", maxReviewBytes)}
 		}
-		return review, fmt.Errorf("reading the review: %w", err)
+		return nil, fmt.Errorf("reading the review: %w", err)
 	}
-	if err := json.Unmarshal(body, &review); err != nil {
-		return review, fmt.Errorf("decoding the review: %w", err)
+	tree, err := rawjson.Parse(body, reviewShape)
+	if err != nil {
+		return nil, fmt.Errorf("decoding the review: %w", err)
 	}
-	if v := admissionv1.SchemeGroupVersion.String(); review.APIVersion != v || review.Kind != "AdmissionReview" {
-		return review, fmt.Errorf("the body is %q of %q, not an AdmissionReview of %s: set admissionReviewVersions to [v1]", review.Kind, review.APIVersion, v)
+	review, _ := tree.(map[string]any)
+	if v := admissionv1.SchemeGroupVersion.String(); review["apiVersion"] != v || review["kind"] != "AdmissionReview" {
+		return nil, fmt.Errorf("the body is %q of %q, not an AdmissionReview of %s: set admissionReviewVersions to [v1]", review["kind"], review["apiVersion"], v)
 	}
-	if review.Request == nil {
-		return review, errors.New("the review has no request")
+	request, ok := review["request"].(map[string]any)
+	if !ok {
+		return nil, errors.New("the review has no request")
 	}
-	return review, nil
+	resource, _ := request["resource"].(map[string]any)
+	text := func(in map[string]any, member string) string {
+		s, _ := in[member].(string)
+		return s
+	}
+	object, _ := request["object"].(json.RawMessage)
+	return &admissionv1.AdmissionRequest{
+		UID: types.UID(text(request, "uid")), Namespace: text(request, "namespace"), Operation: admissionv1.Operation(text(request, "operation")),
+		Resource:    metav1.GroupVersionResource{Group: text(resource, "group"), Version: text(resource, "version"), Resource: text(resource, "resource")},
+		SubResource: text(request, "subResource"), Object: runtime.RawExtension{Raw: object},
+	}, nil
+}
+
+// read reads a body of a size that is known beforehand, mostly.
+func read(r io.Reader, size int64) ([]byte, error) {
+	var b bytes.Buffer
+	if size > 0 && size <= maxReviewBytes {
+		b.Grow(int(size) + bytes.MinRead)
+	}
+	_, err := b.ReadFrom(r)
+	return b.Bytes(), err
 }
 
 // budget leaves the API server time to read the answer: its own text, once the

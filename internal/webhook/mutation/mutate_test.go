@@ -3,6 +3,7 @@ package mutation
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -62,7 +63,7 @@ func TestPatchBytesAreTheContract(t *testing.T) {
 func TestAPodOfWrongFormIsRefused(t *testing.T) {
 	tests := map[string]struct{ pod, want string }{
 		"not JSON":                      {`{`, "unexpected EOF"},
-		"two objects":                   {`{"spec":{}} {}`, "data after the object"},
+		"two objects":                   {`{"spec":{}} {}`, "data after the value"},
 		"a list":                        {`[]`, "not an object"},
 		"no spec":                       {`{}`, "spec is not an object"},
 		"a label that is a number":      {`{"metadata":{"labels":{"a":1}},"spec":{}}`, `metadata.labels["a"] is not a string`},
@@ -155,5 +156,30 @@ func TestAuthorityHostOfEveryEnvironment(t *testing.T) {
 	}
 	if _, err := AuthorityHost("AzureStack"); err == nil || !strings.Contains(err.Error(), "--authority-host") {
 		t.Errorf("AzureStack: error %v does not name the way out", err)
+	}
+}
+
+// A patch that touches a list must not make the API server see another number
+// or string than the user wrote.
+func TestUnknownFieldsSurviveByteForByte(t *testing.T) {
+	unknown := []string{
+		`"futureOfRoot":1e400`, `"futureOfMetadata":{"a":-0.0}`, `"futureOfSpec":[1.10,"\u0041\ud800"]`, `"futureOfInit":12345678901234567890123`,
+		`"futureOfContainer":{"deep":[[[{}]]]}`, `"futureOfEnv":{"fileKeyRef":null}`, `"futureOfMount":0.1000`, `"futureOfVolume":{"podCertificate":{"x":"\/"}}`, `"futureOfEphemeral":2E-7`,
+	}
+	raw := fmt.Appendf(nil, `{%s,"metadata":{%s,"name":"app","annotations":{"azure.workload.identity/inject-proxy-sidecar":"true"}},"spec":{%s,"initContainers":[{"name":"i",%s}],"containers":[{"name":"c",%s,"env":[{"name":"E",%s}],"volumeMounts":[{"name":"v","mountPath":"/v",%s}]}],"volumes":[{"name":"v",%s}],"ephemeralContainers":[{"name":"e",%s}]}}`,
+		unknown[0], unknown[1], unknown[2], unknown[3], unknown[4], unknown[5], unknown[6], unknown[7], unknown[8])
+	pod, err := ParsePod(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := Mutate(pod, ServiceAccount{}, testConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mutated := apply(t, raw, res.Patch)
+	for _, field := range unknown {
+		if !bytes.Contains(mutated, []byte(field)) {
+			t.Errorf("%s is not in %s", field, mutated)
+		}
 	}
 }

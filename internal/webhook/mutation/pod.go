@@ -1,16 +1,15 @@
 package mutation
 
 import (
-	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strconv"
 
 	"github.com/lanyard-id/lanyard/api/workloadidentity"
+	"github.com/lanyard-id/lanyard/internal/webhook/rawjson"
 )
 
 // A Pod is the part of a pod that the mutation looks at, with the positions of
@@ -41,17 +40,24 @@ type container struct {
 	ports     []any
 }
 
+// podShape is what is read of a pod. Lists that the patch touches are read
+// whole, so that an entry can be compared.
+var podShape = rawjson.Shape{
+	"metadata": {"name": nil, "generateName": nil, "labels": nil, "annotations": nil},
+	"spec": {
+		"serviceAccountName": nil, "volumes": nil, "hostNetwork": nil, "os": nil, "nodeSelector": nil, "securityContext": nil,
+		"initContainers": containerShape, "containers": containerShape,
+	},
+}
+
+var containerShape = rawjson.Shape{"name": nil, "env": nil, "volumeMounts": nil, "securityContext": nil, "ports": nil}
+
 // ParsePod reads a pod as the API server encodes it. Members that it does not
 // know may have any form.
 func ParsePod(raw []byte) (Pod, error) {
-	dec := json.NewDecoder(bytes.NewReader(raw))
-	dec.UseNumber()
-	var tree any
-	if err := dec.Decode(&tree); err != nil {
+	tree, err := rawjson.Parse(raw, podShape)
+	if err != nil {
 		return Pod{}, fmt.Errorf("decoding the pod: %w", err)
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return Pod{}, errors.New("decoding the pod: data after the object")
 	}
 	root, ok := tree.(map[string]any)
 	if !ok {
