@@ -39,6 +39,7 @@ type world struct {
 	*testing.T
 	kubeconfigFile string // of the administrator
 	namespace      string
+	release        string
 	wait           kube.WaitStrategy // of installs, upgrades and the uninstallation
 	objects        client.Client
 	kube           *kubernetes.Clientset
@@ -53,7 +54,7 @@ func newWorld(t *testing.T, cluster *labtest.Cluster, namespace string) *world {
 
 func connect(t *testing.T, kubeconfig, namespace string, wait kube.WaitStrategy) *world {
 	t.Helper()
-	w := &world{T: t, kubeconfigFile: kubeconfig, namespace: namespace, wait: wait}
+	w := &world{T: t, kubeconfigFile: kubeconfig, namespace: namespace, release: release1, wait: wait}
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
 		t.Fatal(err)
@@ -76,7 +77,7 @@ func connect(t *testing.T, kubeconfig, namespace string, wait kube.WaitStrategy)
 
 func (w *world) install(c *chart.Chart, vals map[string]any) error {
 	i := action.NewInstall(w.helm)
-	i.ReleaseName, i.Namespace, i.CreateNamespace = release1, w.namespace, true
+	i.ReleaseName, i.Namespace, i.CreateNamespace = w.release, w.namespace, true
 	i.WaitStrategy, i.Timeout = w.wait, time.Minute
 	_, err := i.RunWithContext(w.Context(), c, vals)
 	return err
@@ -86,7 +87,7 @@ func (w *world) upgrade(c *chart.Chart, vals map[string]any) error {
 	u := action.NewUpgrade(w.helm)
 	u.Namespace, u.ResetThenReuseValues = w.namespace, true
 	u.WaitStrategy, u.Timeout = w.wait, time.Minute
-	_, err := u.RunWithContext(w.Context(), release1, c, vals)
+	_, err := u.RunWithContext(w.Context(), w.release, c, vals)
 	return err
 }
 
@@ -94,7 +95,7 @@ func (w *world) uninstall() {
 	w.Helper()
 	u := action.NewUninstall(w.helm)
 	u.WaitStrategy, u.Timeout = w.wait, time.Minute
-	if _, err := u.Run(release1); err != nil {
+	if _, err := u.Run(w.release); err != nil {
 		w.Fatal(err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"os"
@@ -24,72 +25,42 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
-	"github.com/lanyard-id/lanyard/deploy"
 	"github.com/lanyard-id/lanyard/deploy/charts"
 	"github.com/lanyard-id/lanyard/internal/lab/labtest"
 )
 
-const (
-	adminSecret  = "aadpodidentity-admin-secret" // the lab makes it, for the plain manifests
-	startupTaint = "lanyard.id/nmi-not-ready"
-	crdKind      = "apiextensions.k8s.io/v1 CustomResourceDefinition"
-)
-
-// The chart on a cluster with a node and a cloud, with "helm --wait" at every
-// step: what it installs gives pods tokens, and so does what an upgrade makes
+// The charts on a cluster with a node and a cloud, with "helm --wait" at every
+// step: what they install gives pods tokens, and so does what an upgrade makes
 // of it.
 func TestOnTheLab(t *testing.T) {
 	l := startLab(t)
-	w := connect(t, l.Kubeconfig, "pod-identity-system", kube.StatusWatcherStrategy)
-	t.Cleanup(func() {
-		if t.Failed() {
-			w.tell(context.WithoutCancel(t.Context()))
-		}
-	})
-	w.removeLabsOwn()
-	w.createAdminSecret()
+	for _, test := range []struct {
+		chart, namespace string
+		run              func(*world, *labHandle)
+	}{
+		{charts.PodIdentity, "pod-identity-system", podIdentityOnTheLab},
+		{charts.WorkloadIdentity, "azure-workload-identity-system", workloadIdentityOnTheLab},
+	} {
+		t.Run(test.chart, func(t *testing.T) {
+			w := connect(t, l.Kubeconfig, test.namespace, kube.StatusWatcherStrategy)
+			t.Cleanup(func() {
+				if t.Failed() {
+					w.tell(context.WithoutCancel(t.Context()))
+				}
+			})
+			test.run(w, l)
+		})
+	}
+}
 
-	identity := fmt.Sprintf("resourceID: %q, clientID: %q", l.identity, l.clientID(t))
-	step := time.Now()
-	done := func(what string) {
-		t.Logf("%s after %.1f s", what, time.Since(step).Seconds())
-		step = time.Now()
-	}
-	if err := w.install(podIdentity.load(t), values(t, `{mic: {tag: dev, existingSecret: `+adminSecret+`}, nmi: {tag: dev},
-  azureIdentities: {first: {namespace: default, `+identity+`, binding: {selector: first}}}}`)); err != nil {
-		t.Fatalf("installing: %v", err)
-	}
-	done("installed")
-	w.readsTheSecret(l, "first")
-	done("a pod had a token")
-	users := &v1.AzureIdentity{TypeMeta: typeOf("AzureIdentity"), ObjectMeta: metav1.ObjectMeta{Name: "users-own", Namespace: "default"}, Spec: v1.AzureIdentitySpec{ClientID: "x"}}
-	w.create(users)
-
-	w.taint(l.Node) // as a new node is made where startupTaint is set
-	if err := w.upgrade(podIdentity.load(t), values(t, `{mic: {replicas: 1, startupTaint: `+startupTaint+`}, nmi: {blockHostNetwork: true},
-  azureIdentities: {second: {namespace: default, `+identity+`, binding: {selector: second}}}}`)); err != nil {
-		t.Fatalf("upgrading: %v", err)
-	}
-	done("upgraded")
-	w.readsTheSecret(l, "second") // which mic had to take the taint away for
-	done("a pod had a token")
-
-	w.uninstall()
-	done("uninstalled")
-	for _, name := range []string{"first", "second"} {
-		for _, kind := range []string{"AzureIdentity", "AzureIdentityBinding"} {
-			if _, err := w.get("aadpodidentity.k8s.io/v1 "+kind, "default", name); !apierrors.IsNotFound(err) {
-				t.Errorf("%s %s of the release: %v, want it gone", kind, name, err)
-			}
-		}
-	}
-	w.there("aadpodidentity.k8s.io/v1 AzureIdentity", "default", "users-own")
-	for _, crd := range w.crds() {
-		w.there(crdKind, "", crd.GetName())
+// steps logs how long each step took.
+func (w *world) steps() (done func(what string)) {
+	since := time.Now()
+	return func(what string) {
+		w.Logf("%s after %.1f s", what, time.Since(since).Seconds())
+		since = time.Now()
 	}
 }
 
@@ -97,8 +68,7 @@ func TestOnTheLab(t *testing.T) {
 type labHandle struct {
 	Node, Kubeconfig, Vault string
 
-	env      map[string]string
-	identity string // ARM id of the managed identity that may read the vault
+	env map[string]string
 }
 
 // startLab runs the lab that people start, until the test ends.
@@ -145,12 +115,37 @@ func startLab(t *testing.T) *labHandle {
 	for _, v := range env {
 		l.env[v.Name] = v.Value
 	}
-	l.identity = "/subscriptions/" + l.env["AZURE_SUBSCRIPTION_ID"] + "/resourceGroups/myResourceGroup/providers/Microsoft.ManagedIdentity/userAssignedIdentities/vpl-id"
 	return l
 }
 
+// identity is the ARM id of a managed identity of the lab's cloud.
+func (l *labHandle) identity(name string) string {
+	return "/subscriptions/" + l.env["AZURE_SUBSCRIPTION_ID"] + "/resourceGroups/myResourceGroup/providers/Microsoft.ManagedIdentity/userAssignedIdentities/" + name
+}
+
 // clientID asks the lab's cloud, as "az identity show" does.
-func (l *labHandle) clientID(t *testing.T) string {
+func (l *labHandle) clientID(t *testing.T, identity string) string {
+	t.Helper()
+	var answer struct{ Properties struct{ ClientID string } }
+	l.manage(t, http.MethodGet, identity, nil, &answer)
+	if answer.Properties.ClientID == "" {
+		t.Fatal("the managed identity has no client id")
+	}
+	return answer.Properties.ClientID
+}
+
+// federate lets a service account be an identity, as "az identity
+// federated-credential create" does.
+func (l *labHandle) federate(t *testing.T, identity, issuer, subject string) {
+	t.Helper()
+	var answer struct{ ID string }
+	l.manage(t, http.MethodPut, identity+"/federatedIdentityCredentials/charts", map[string]any{"properties": map[string]any{
+		"issuer": issuer, "subject": subject, "audiences": []string{"api://AzureADTokenExchange"},
+	}}, &answer)
+}
+
+// manage asks the resource manager of the lab's cloud, as its operator.
+func (l *labHandle) manage(t *testing.T, method, resource string, body, into any) {
 	t.Helper()
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(read(t, l.env["SSL_CERT_FILE"])) {
@@ -162,15 +157,14 @@ func (l *labHandle) clientID(t *testing.T) string {
 	}
 	transport := &http.Transport{Proxy: http.ProxyURL(proxy), TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}}
 	defer transport.CloseIdleConnections()
-	ask := func(method, address, token string, form url.Values, into any) {
+	ask := func(method, address, contentType, token, body string, into any) {
 		t.Helper()
-		r, err := http.NewRequestWithContext(t.Context(), method, address, strings.NewReader(form.Encode()))
+		r, err := http.NewRequestWithContext(t.Context(), method, address, strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if form != nil {
-			r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-		} else {
+		r.Header.Set("Content-Type", contentType)
+		if token != "" {
 			r.Header.Set("Authorization", "Bearer "+token)
 		}
 		response, err := transport.RoundTrip(r)
@@ -178,49 +172,26 @@ func (l *labHandle) clientID(t *testing.T) string {
 			t.Fatal(err)
 		}
 		defer response.Body.Close()
-		if response.StatusCode != http.StatusOK {
-			t.Fatalf("%s %s: %s", method, address, response.Status)
+		text, err := io.ReadAll(response.Body)
+		if err != nil || response.StatusCode >= http.StatusMultipleChoices {
+			t.Fatalf("%s %s: %s (%v)", method, address, response.Status, err)
 		}
-		if err := json.NewDecoder(response.Body).Decode(into); err != nil {
+		if err := json.Unmarshal(text, into); err != nil {
 			t.Fatal(err)
 		}
 	}
 	var token struct {
 		AccessToken string `json:"access_token"`
 	}
-	ask(http.MethodPost, "https://login.microsoftonline.com/"+l.env["AZURE_TENANT_ID"]+"/oauth2/v2.0/token", "", url.Values{
+	ask(http.MethodPost, "https://login.microsoftonline.com/"+l.env["AZURE_TENANT_ID"]+"/oauth2/v2.0/token", "application/x-www-form-urlencoded", "", url.Values{
 		"grant_type": {"client_credentials"}, "client_id": {l.env["AZURE_CLIENT_ID"]}, "client_secret": {l.env["AZURE_CLIENT_SECRET"]},
 		"scope": {"https://management.azure.com/.default"},
-	}, &token)
-	var identity struct{ Properties struct{ ClientID string } }
-	ask(http.MethodGet, "https://management.azure.com"+l.identity+"?api-version=2023-01-31", token.AccessToken, nil, &identity)
-	if identity.Properties.ClientID == "" {
-		t.Fatal("the managed identity has no client id")
-	}
-	return identity.Properties.ClientID
-}
-
-// removeLabsOwn deletes what the lab installed from the plain manifests, with
-// the CRDs, until nothing of it runs: a release adopts no object.
-func (w *world) removeLabsOwn() {
-	w.Helper()
-	manifests, err := deploy.Manifests("mic", "nmi", "access")
+	}.Encode(), &token)
+	text, err := json.Marshal(body)
 	if err != nil {
-		w.Fatal(err)
+		t.Fatal(err)
 	}
-	var workloads, rest []*unstructured.Unstructured
-	for _, m := range manifests {
-		for _, o := range parse(w, m) {
-			if o.GroupVersionKind().Group == "apps" {
-				workloads = append(workloads, o)
-			} else {
-				rest = append(rest, o)
-			}
-		}
-	}
-	w.remove(workloads) // with its rights, mic gives up its lease as it ends
-	w.remove(rest)
-	w.remove(w.crds())
+	ask(method, "https://management.azure.com"+resource+"?api-version=2023-01-31", "application/json", token.AccessToken, string(text), into)
 }
 
 // remove deletes objects and waits until they, and the pods that are theirs,
@@ -243,53 +214,12 @@ func (w *world) remove(list []*unstructured.Unstructured) {
 	})
 }
 
-func (w *world) crds() []*unstructured.Unstructured {
-	w.Helper()
-	docs, err := deploy.CRDs()
-	if err != nil {
-		w.Fatal(err)
-	}
-	var list []*unstructured.Unstructured
-	for _, doc := range docs {
-		list = append(list, parse(w, doc)...)
-	}
-	return list
-}
-
-// createAdminSecret copies the lab's into the release's namespace.
-func (w *world) createAdminSecret() {
-	w.Helper()
-	labs, err := w.kube.CoreV1().Secrets("default").Get(w.Context(), adminSecret, metav1.GetOptions{})
-	if err != nil {
-		w.Fatal(err)
-	}
-	w.create(&corev1.Namespace{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}, ObjectMeta: metav1.ObjectMeta{Name: w.namespace}})
-	w.create(&corev1.Secret{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"}, ObjectMeta: metav1.ObjectMeta{Name: adminSecret, Namespace: w.namespace}, Data: labs.Data})
-}
-
-func (w *world) taint(node string) {
-	w.Helper()
-	patch := `{"spec": {"taints": [{"key": "` + startupTaint + `", "effect": "NoSchedule"}]}}`
-	if _, err := w.kube.CoreV1().Nodes().Patch(w.Context(), node, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
-		w.Fatal(err)
-	}
-}
-
-// readsTheSecret runs a pod with the label, which gets a token and reads the
-// vault's secret with it.
-func (w *world) readsTheSecret(l *labHandle, label string) {
+// succeeds runs a pod of the workload to its end, which must have got a token
+// and read the vault's secret with it.
+func (w *world) succeeds(pod *corev1.Pod) {
 	w.Helper()
 	pods := w.kube.CoreV1().Pods("default")
-	pod, err := pods.Create(w.Context(), &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: label, Labels: map[string]string{"aadpodidbinding": label}},
-		Spec: corev1.PodSpec{
-			RestartPolicy: corev1.RestartPolicyNever,
-			Containers: []corev1.Container{{
-				Name: "workload", Image: "lanyard/workload:dev", ImagePullPolicy: corev1.PullIfNotPresent,
-				Args: []string{"imds", "--vault", l.Vault, "--secret", "greeting"},
-			}},
-		},
-	}, metav1.CreateOptions{})
+	pod, err := pods.Create(w.Context(), pod, metav1.CreateOptions{})
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -300,7 +230,7 @@ func (w *world) readsTheSecret(l *labHandle, label string) {
 			return err
 		}
 		if phase := pod.Status.Phase; phase != corev1.PodSucceeded && phase != corev1.PodFailed {
-			return fmt.Errorf("the pod %s is %s: %+v", label, phase, pod.Status)
+			return fmt.Errorf("the pod %s is %s: %+v", pod.Name, phase, pod.Status)
 		}
 		return nil
 	})
@@ -311,7 +241,21 @@ func (w *world) readsTheSecret(l *labHandle, label string) {
 	var report struct{ OK bool }
 	lines := bytes.Split(bytes.TrimSpace(said), []byte("\n"))
 	if err := json.Unmarshal(lines[len(lines)-1], &report); err != nil || !report.OK || pod.Status.Phase != corev1.PodSucceeded {
-		w.Fatalf("the pod %s has %s and said %s", label, pod.Status.Phase, said)
+		w.Fatalf("the pod %s has %s and said %s", pod.Name, pod.Status.Phase, said)
+	}
+}
+
+// workload is a pod that reads the vault's secret and ends.
+func (l *labHandle) workload(name, verb string, labels map[string]string) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default", Labels: labels},
+		Spec: corev1.PodSpec{
+			RestartPolicy: corev1.RestartPolicyNever,
+			Containers: []corev1.Container{{
+				Name: "workload", Image: "lanyard/workload:dev", ImagePullPolicy: corev1.PullIfNotPresent,
+				Args: []string{verb, "--vault", l.Vault, "--secret", "greeting"},
+			}},
+		},
 	}
 }
 

@@ -103,7 +103,12 @@ func (s subject) render(t testing.TB, r charts.Release) *release.Release {
 // with renders a release with the values of a text.
 func (s subject) with(t testing.TB, text string) *release.Release {
 	t.Helper()
-	return s.render(t, charts.Release{Values: s.values(t, text)})
+	return s.withIn(t, "", text)
+}
+
+func (s subject) withIn(t testing.TB, namespace, text string) *release.Release {
+	t.Helper()
+	return s.render(t, charts.Release{Namespace: namespace, Values: s.values(t, text)})
 }
 
 // valuesFiles are the files of testdata that have values, by their path.

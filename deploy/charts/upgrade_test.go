@@ -192,7 +192,9 @@ func TestUpgradeFromPodIdentityV1(t *testing.T) {
 			w.Error(diff)
 		}
 	}))
-	t.Run("nothing of v1's pods is left", w.sub(func(w *world) { w.asRendered(values(w, `{forceNamespaced: "true", nmi: {probePort: "8086"}}`)) }))
+	t.Run("nothing of v1's pods is left", w.sub(func(w *world) {
+		w.asRendered(podIdentity, values(w, `{forceNamespaced: "true", nmi: {probePort: "8086"}}`))
+	}))
 	t.Run("rights", w.sub(func(w *world) { w.rights("aad-pod-identity-mic", "aad-pod-identity-nmi") }))
 	t.Run("an upgrade to the same version changes nothing", w.sub(func(w *world) {
 		generation := w.workload("DaemonSet", "aad-pod-identity-nmi").GetGeneration()
@@ -233,9 +235,9 @@ func (w *world) workload(kind, name string) *unstructured.Unstructured {
 
 // asRendered compares the pod templates of the cluster with those that a first
 // install makes.
-func (w *world) asRendered(vals map[string]any) {
+func (w *world) asRendered(s subject, vals map[string]any) {
 	w.Helper()
-	for _, o := range objects(w, podIdentity.render(w, charts.Release{Name: release1, Namespace: w.namespace, Values: vals})) {
+	for _, o := range objects(w, s.render(w, charts.Release{Name: w.release, Namespace: w.namespace, Values: vals})) {
 		if o.GetKind() != "Deployment" && o.GetKind() != "DaemonSet" {
 			continue
 		}

@@ -74,7 +74,7 @@ var workloadIdentityEffects = map[string]effect{
 	"topologySpreadConstraints":            {"topologySpreadConstraints: [{topologyKey: x}]", []string{"- topologyKey: x"}},
 	"service.type":                         {"service: {type: NodePort}", []string{"type: NodePort"}},
 	"service.port":                         {"service: {port: 8443}", []string{"- port: 8443", "port: 8443"}},
-	"service.targetPort":                   {`{service: {targetPort: "10250"}, networkPolicy: {enabled: true}}`, []string{"targetPort: 10250", "containerPort: 10250", "- --webhook-addr=:10250", "- port: 10250"}},
+	"service.targetPort":                   {`{service: {targetPort: "10250"}, networkPolicy: {enabled: true}}`, []string{"containerPort: 10250", "- --webhook-addr=:10250", "- port: 10250"}},
 	"azureEnvironment":                     {"azureEnvironment: AzureChinaCloud", []string{`AZURE_ENVIRONMENT: "AzureChinaCloud"`}},
 	"azureTenantID":                        {"azureTenantID: other.example", []string{`AZURE_TENANT_ID: "other.example"`}},
 	"authorityHost":                        {"authorityHost: https://login.example/", []string{`- "--authority-host=https://login.example/"`}},
