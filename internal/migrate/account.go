@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
+	lanyard "github.com/lanyard-id/lanyard/api/lanyard/v1alpha1"
 	"github.com/lanyard-id/lanyard/api/workloadidentity"
 	"github.com/lanyard-id/lanyard/internal/binding"
 )
@@ -149,7 +150,7 @@ func (p *planner) addAccount(a Account) {
 		for _, id := range a.Identities {
 			all = append(all, id.ClientID)
 		}
-		notes[ClientIDs] = strings.Join(all, ",")
+		notes[lanyard.AnnotationClientIDs] = strings.Join(all, ",")
 	}
 	after.SetAnnotations(notes)
 	kind := "update"

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
 	"github.com/lanyard-id/lanyard/internal/binding"
 	"github.com/lanyard-id/lanyard/internal/federated"
@@ -99,6 +101,9 @@ func (p *planner) claim(i *item, a Account) *Left {
 			Credential: federated.Credential{Name: federated.AccountName(a.Namespace, a.Name, p.options.Issuer), Issuer: p.options.Issuer, Subject: federated.Subject(a.Namespace, a.Name), Audience: p.options.audience()},
 			Parent:     id.Parent, Namespace: a.Namespace, ServiceAccount: a.Name,
 		}
+		if p.plan.Federation == FederationController && p.claims(c) {
+			continue
+		}
 		have := p.world.Azure[id.AzureIdentity].Credentials
 		fits := func(h federated.Credential) bool { return h.Issuer == c.Issuer && h.Subject == c.Subject }
 		if at := slices.IndexFunc(have, fits); at >= 0 {
@@ -125,5 +130,20 @@ func (p *planner) claim(i *item, a Account) *Left {
 		p.claimed[key] = append(p.claimed[key], c)
 	}
 	p.plan.Credentials = append(p.plan.Credentials, claims...)
+	if p.plan.Federation == FederationController {
+		for _, c := range claims {
+			p.change("create", nil, c.FederatedIdentity())
+		}
+	}
 	return nil
+}
+
+// claims reports whether a FederatedIdentity claims the identity for the service
+// account already.
+func (p *planner) claims(c NewCredential) bool {
+	return slices.ContainsFunc(p.world.Federated, func(f *unstructured.Unstructured) bool {
+		text := func(field string) string { s, _, _ := unstructured.NestedString(f.Object, "spec", field); return s }
+		return f.GetNamespace() == c.Namespace && text("serviceAccountName") == c.ServiceAccount &&
+			(strings.EqualFold(text("clientID"), c.Parent.ClientID) || c.Parent.ResourceID != "" && strings.EqualFold(text("resourceID"), c.Parent.ResourceID))
+	})
 }

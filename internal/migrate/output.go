@@ -42,7 +42,7 @@ func (p Plan) WriteText(w io.Writer) error {
 		fmt.Fprintf(&b, "+ %s\n    of %s, for %s\n", c.Name, describe(c.Parent), c.Subject)
 	}
 	if len(p.Credentials) > 0 && p.Federation == FederationController {
-		b.WriteString("  (made by the federation controller from the annotations of the service accounts)\n")
+		b.WriteString("  (made by the federation controller for the FederatedIdentity objects)\n")
 	}
 	if len(p.Workloads) > 0 {
 		b.WriteString("\nworkloads\n")
@@ -172,16 +172,9 @@ func (p Plan) WriteYAML(w io.Writer) error {
 		b.Write(text)
 	}
 	for _, c := range p.Credentials {
-		b.WriteString("---\n")
 		if p.Federation != FederationController {
-			b.WriteString(c.command())
-			continue
+			b.WriteString("---\n" + c.command())
 		}
-		text, err := syaml.Marshal(c.FederatedIdentity().Object)
-		if err != nil {
-			return fmt.Errorf("writing the federated identity %s: %w", c.Name, err)
-		}
-		b.Write(text)
 	}
 	for _, l := range p.Left {
 		fmt.Fprintf(&b, "# not migrated: %s: %s: %s\n", l.Workload, l.Reason, l.Text)
@@ -255,4 +248,16 @@ func (c NewCredential) FederatedIdentity() *unstructured.Unstructured {
 		"metadata": map[string]any{"namespace": c.Namespace, "name": c.ServiceAccount + "-" + digest(strings.ToLower(c.Parent.ClientID))},
 		"spec":     spec,
 	}}
+}
+
+// ServerManaged returns the annotations of an object that the API server and the
+// controllers count up.
+func ServerManaged(o *unstructured.Unstructured) map[string]string {
+	found := map[string]string{}
+	for _, name := range serverAnnotations() {
+		if v, ok := o.GetAnnotations()[name]; ok {
+			found[name] = v
+		}
+	}
+	return found
 }

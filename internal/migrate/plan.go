@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
+	lanyard "github.com/lanyard-id/lanyard/api/lanyard/v1alpha1"
 	"github.com/lanyard-id/lanyard/api/workloadidentity"
 	"github.com/lanyard-id/lanyard/internal/binding"
 	"github.com/lanyard-id/lanyard/internal/federated"
@@ -20,6 +21,7 @@ type Plan struct {
 	Issuer      string          `json:"issuer"`
 	Audience    string          `json:"audience"`
 	Federation  FederationMode  `json:"federation"`
+	Finish      bool            `json:"finish"` // it takes nmi from what is migrated
 	Accounts    []Account       `json:"serviceAccounts"`
 	Credentials []NewCredential `json:"credentials"`
 	Workloads   []Move          `json:"workloads"`
@@ -109,7 +111,7 @@ type item struct {
 func Make(w World, o Options) Plan {
 	p := newPlanner(w, o)
 	p.plan = Plan{
-		Issuer: o.Issuer, Audience: o.audience(), Federation: o.Federation,
+		Issuer: o.Issuer, Audience: o.audience(), Federation: o.Federation, Finish: o.Finish,
 		Accounts: []Account{}, Credentials: []NewCredential{}, Workloads: []Move{}, Left: []Left{}, Changes: []Change{},
 	}
 	if p.plan.Federation == "" {
@@ -256,7 +258,7 @@ func (p *planner) alreadyMoved(i *item) {
 func accountClients(sa *unstructured.Unstructured) []string {
 	var ids []string
 	a := sa.GetAnnotations()
-	for _, id := range append([]string{a[workloadidentity.AnnotationClientID]}, strings.Split(a[ClientIDs], ",")...) {
+	for _, id := range append([]string{a[workloadidentity.AnnotationClientID]}, strings.Split(a[lanyard.AnnotationClientIDs], ",")...) {
 		if id = strings.TrimSpace(id); id != "" && !slices.ContainsFunc(ids, func(have string) bool { return strings.EqualFold(have, id) }) {
 			ids = append(ids, id)
 		}

@@ -267,3 +267,9 @@ func index(objects []*unstructured.Unstructured) map[Ref]*unstructured.Unstructu
 	}
 	return all
 }
+
+// Spec is that of the pods; it must not be modified.
+func (t Template) Spec() map[string]any {
+	spec, _ := t.pod["spec"].(map[string]any)
+	return spec
+}

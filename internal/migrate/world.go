@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"cmp"
+	"slices"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -23,6 +24,9 @@ type World struct {
 	Accounts []*unstructured.Unstructured
 	// Roles are role bindings of all namespaces and those of the cluster.
 	Roles []*unstructured.Unstructured
+	// Federated are the FederatedIdentities of the namespaces, if the federation
+	// controller makes credentials.
+	Federated []*unstructured.Unstructured
 	// Azure tells what Azure knows, by namespace/name of the AzureIdentity. Of an
 	// identity that is not in it nothing is known.
 	Azure map[string]Facts
@@ -65,10 +69,6 @@ const (
 // program asks the instance metadata service and knows no better, "false" if its
 // Azure SDK reads the projected token.
 const NeedsIMDS = "lanyard.id/needs-imds"
-
-// ClientIDs is an annotation on a service account that names all of its
-// identities by client id, separated by commas, for the federation controller.
-const ClientIDs = "lanyard.id/client-ids"
 
 // Options say what to plan.
 type Options struct {
@@ -120,4 +120,9 @@ func describe(p federated.Parent) string {
 		return "the managed identity " + p.ClientID
 	}
 	return p.String()
+}
+
+// Has reports whether a workload is there.
+func (w World) Has(r Ref) bool {
+	return slices.ContainsFunc(w.Workloads, func(o *unstructured.Unstructured) bool { return RefOf(o) == r })
 }

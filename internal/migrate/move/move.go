@@ -1,0 +1,176 @@
+// Package move carries out a migration from Pod Identity v1 to Workload Identity
+// on a cluster and in Azure.
+//
+//	Read      the World that package migrate plans from
+//	Apply     service accounts and credentials; an exchange that works; then one workload after the other
+//	Verify    a token for each workload, by a real exchange, of the same identity as before
+//	Rollback  every object as it was, and what was made removed
+//
+// Before an object is changed its record is written: a Secret beside it that holds
+// the object as it was and as it is to be. Each step can be interrupted: Apply
+// goes on where it was, and Rollback goes back from anywhere, on any machine.
+package move
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/lanyard-id/lanyard/internal/entra"
+	"github.com/lanyard-id/lanyard/internal/federated"
+	"github.com/lanyard-id/lanyard/internal/migrate"
+	"github.com/lanyard-id/lanyard/internal/token"
+)
+
+// A Directory tells of identities in Azure. A *federated.Client is one.
+type Directory interface {
+	Find(ctx context.Context, clientID string) (federated.Parent, error)
+	FindResource(ctx context.Context, resourceID string) (federated.Parent, error)
+	List(ctx context.Context, p federated.Parent) ([]federated.Credential, error)
+}
+
+// A Writer makes and removes federated credentials. A *federated.Client is one.
+type Writer interface {
+	Put(ctx context.Context, p federated.Parent, c federated.Credential) error
+	Delete(ctx context.Context, p federated.Parent, name string) (existed bool, err error)
+}
+
+// An Exchanger asks Entra for tokens. An *entra.Client is one.
+type Exchanger interface {
+	Token(ctx context.Context, app entra.Application, cred entra.Credential, resource string) (token.Token, error)
+}
+
+// A Mover works on one cluster. Objects, Kube and Entra must be set.
+type Mover struct {
+	Objects dynamic.Interface
+	Kube    kubernetes.Interface
+	Azure   Directory // nil: Azure is not asked
+	Writer  Writer    // nil: no credential is made or removed
+	Entra   Exchanger
+
+	Authority string        // of Entra; empty means the public cloud's
+	Resource  string        // that tokens are asked for; empty means Resource Manager of the public cloud
+	Audit     io.Reader     // nmi's log; nil means the logs of nmi's pods
+	Timeout   time.Duration // for each wait; zero means five minutes
+
+	Step func(format string, args ...any) // tells what is being done now; nil means silence
+}
+
+// New returns a Mover for the user that config authenticates; its Azure is to be
+// set.
+func New(config *rest.Config) (*Mover, error) {
+	objects, err := dynamic.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("preparing to talk to the API server: %w", err)
+	}
+	kube, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("preparing to talk to the API server: %w", err)
+	}
+	return &Mover{Objects: objects, Kube: kube, Entra: &entra.Client{}}, nil
+}
+
+func (m *Mover) step(format string, args ...any) {
+	if m.Step != nil {
+		m.Step(format, args...)
+	}
+}
+
+// limit gives ctx the end of one wait.
+func (m *Mover) limit(ctx context.Context) (context.Context, context.CancelFunc) {
+	d := m.Timeout
+	if d == 0 {
+		d = 5 * time.Minute
+	}
+	return context.WithTimeoutCause(ctx, d, fmt.Errorf("it took longer than %s", d))
+}
+
+// fieldManager is who has changed what, in managedFields.
+const fieldManager = "lanyard-migrate"
+
+func (m *Mover) resource(r migrate.Ref) dynamic.ResourceInterface {
+	gvr, ok := migrate.ResourceOf(r.Kind)
+	if !ok {
+		return nil // no plan has such an object
+	}
+	if r.Namespace == "" {
+		return m.Objects.Resource(gvr)
+	}
+	return m.Objects.Resource(gvr).Namespace(r.Namespace)
+}
+
+// get returns an object, or nil if there is none.
+func (m *Mover) get(ctx context.Context, r migrate.Ref) (*unstructured.Unstructured, error) {
+	resource := m.resource(r)
+	if resource == nil {
+		return nil, fmt.Errorf("%s is of a kind that is never migrated", r)
+	}
+	o, err := resource.Get(ctx, r.Name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", r, err)
+	}
+	return o, nil
+}
+
+// ErrEdited is wrapped by errors that say that somebody else has changed an
+// object meanwhile.
+var ErrEdited = errors.New("somebody else has changed it")
+
+// update writes an object that was read before; a change in between is an error.
+func (m *Mover) update(ctx context.Context, o *unstructured.Unstructured) (*unstructured.Unstructured, error) {
+	ref := migrate.RefOf(o)
+	out, err := m.resource(ref).Update(ctx, o, metav1.UpdateOptions{FieldManager: fieldManager})
+	switch {
+	case apierrors.IsConflict(err):
+		return nil, fmt.Errorf("changing %s: %w at this moment: run the same again", ref, ErrEdited)
+	case err != nil:
+		return nil, fmt.Errorf("changing %s: %w", ref, err)
+	}
+	return out, nil
+}
+
+// create makes an object as it was or is to be, without what the server gives it.
+func (m *Mover) create(ctx context.Context, o *unstructured.Unstructured) (*unstructured.Unstructured, error) {
+	ref := migrate.RefOf(o)
+	out, err := m.resource(ref).Create(ctx, migrate.Canonical(o), metav1.CreateOptions{FieldManager: fieldManager})
+	if err != nil {
+		return nil, fmt.Errorf("making %s: %w", ref, err)
+	}
+	return out, nil
+}
+
+// again calls f until it says that it is done or ctx ends; in between it waits,
+// longer every time. The error is f's last one.
+func again(ctx context.Context, first time.Duration, f func(context.Context) (done bool, err error)) error {
+	delay := first
+	var last error
+	for {
+		done, err := f(ctx)
+		if done {
+			return err
+		}
+		if ctx.Err() == nil || last == nil {
+			last = err
+		}
+		t := time.NewTimer(delay)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return fmt.Errorf("%w: %w", context.Cause(ctx), last)
+		case <-t.C:
+		}
+		delay = min(2*delay, 10*time.Second)
+	}
+}
