@@ -72,7 +72,7 @@ var laws = []struct {
 	{
 		reason: "planning a migration is a function of values: no cluster, no Azure, no files",
 		from:   []string{"internal/migrate"}, except: []string{"internal/migrate/move"},
-		never:  []string{"net/http", "os", "os/exec", "log", "log/slog", "k8s.io/client-go", "sigs.k8s.io/controller-runtime"},
+		never: []string{"net/http", "os", "os/exec", "log", "log/slog", "k8s.io/client-go", "sigs.k8s.io/controller-runtime"},
 	},
 	{
 		reason: "the sidecar runs in every pod that asks for it: no Kubernetes and no SDK in it",
