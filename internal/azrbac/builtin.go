@@ -197,6 +197,43 @@ func BuiltIn() []Definition {
 				"Microsoft.KeyVault/vaults/secrets/readMetadata/action",
 			},
 		}),
+		builtIn(azure.RoleStorageAccountContributor, "Storage Account Contributor", "Manages storage accounts, without reading what they hold except by their keys.", Permission{
+			Actions: []string{
+				"Microsoft.Authorization/*/read",
+				"Microsoft.Insights/alertRules/*",
+				"Microsoft.Insights/diagnosticSettings/*",
+				"Microsoft.Network/virtualNetworks/subnets/joinViaServiceEndpoint/action",
+				"Microsoft.ResourceHealth/availabilityStatuses/read",
+				"Microsoft.Resources/deployments/*",
+				"Microsoft.Resources/subscriptions/resourceGroups/read",
+				"Microsoft.Storage/storageAccounts/*",
+				"Microsoft.Support/*",
+			},
+		}),
+		builtIn(azure.RoleStorageBlobDataOwner, "Storage Blob Data Owner", "Does everything with blobs and containers.", Permission{
+			Actions: []string{
+				"Microsoft.Storage/storageAccounts/blobServices/containers/*",
+				"Microsoft.Storage/storageAccounts/blobServices/generateUserDelegationKey/action",
+			},
+			DataActions: []string{
+				"Microsoft.Storage/storageAccounts/blobServices/containers/blobs/*",
+			},
+		}),
+		builtIn(azure.RoleStorageBlobDataContributor, "Storage Blob Data Contributor", "Reads, writes and deletes blobs and containers.", Permission{
+			Actions: []string{
+				"Microsoft.Storage/storageAccounts/blobServices/containers/delete",
+				"Microsoft.Storage/storageAccounts/blobServices/containers/read",
+				"Microsoft.Storage/storageAccounts/blobServices/containers/write",
+				"Microsoft.Storage/storageAccounts/blobServices/generateUserDelegationKey/action",
+			},
+			DataActions: []string{
+				"Microsoft.Storage/storageAccounts/blobServices/containers/blobs/delete",
+				"Microsoft.Storage/storageAccounts/blobServices/containers/blobs/read",
+				"Microsoft.Storage/storageAccounts/blobServices/containers/blobs/write",
+				"Microsoft.Storage/storageAccounts/blobServices/containers/blobs/move/action",
+				"Microsoft.Storage/storageAccounts/blobServices/containers/blobs/add/action",
+			},
+		}),
 		builtIn(azure.RoleStorageBlobDataReader, "Storage Blob Data Reader", "Reads and lists blobs and containers.", Permission{
 			Actions: []string{
 				"Microsoft.Storage/storageAccounts/blobServices/containers/read",
@@ -204,6 +241,47 @@ func BuiltIn() []Definition {
 			},
 			DataActions: []string{
 				"Microsoft.Storage/storageAccounts/blobServices/containers/blobs/read",
+			},
+		}),
+		builtIn(azure.RoleAKSClusterUser, "Azure Kubernetes Service Cluster User Role", "Lists the user credential of a cluster.", Permission{
+			Actions: []string{
+				"Microsoft.ContainerService/managedClusters/listClusterUserCredential/action",
+				"Microsoft.ContainerService/managedClusters/read",
+			},
+		}),
+		builtIn(azure.RoleAKSClusterAdmin, "Azure Kubernetes Service Cluster Admin Role", "Lists the admin credential of a cluster.", Permission{
+			Actions: []string{
+				"Microsoft.ContainerService/managedClusters/listClusterAdminCredential/action",
+				"Microsoft.ContainerService/managedClusters/accessProfiles/listCredential/action",
+				"Microsoft.ContainerService/managedClusters/read",
+				"Microsoft.ContainerService/managedClusters/runcommand/action",
+			},
+		}),
+		builtIn(azure.RoleAKSContributor, "Azure Kubernetes Service Contributor Role", "Reads and writes clusters.", Permission{
+			Actions: []string{
+				"Microsoft.ContainerService/managedClusters/read",
+				"Microsoft.ContainerService/managedClusters/write",
+				"Microsoft.Resources/deployments/*",
+			},
+		}),
+		builtIn(azure.RoleAKSRBACClusterAdmin, "Azure Kubernetes Service RBAC Cluster Admin", "Does everything in a cluster.", Permission{
+			Actions: []string{
+				"Microsoft.Authorization/*/read",
+				"Microsoft.Insights/alertRules/*",
+				"Microsoft.Resources/deployments/write",
+				"Microsoft.Resources/subscriptions/operationresults/read",
+				"Microsoft.Resources/subscriptions/read",
+				"Microsoft.Resources/subscriptions/resourceGroups/read",
+				"Microsoft.Support/*",
+				"Microsoft.ContainerService/managedClusters/listClusterUserCredential/action",
+			},
+			DataActions: []string{
+				"Microsoft.ContainerService/managedClusters/*",
+			},
+		}),
+		builtIn(azure.RoleAcrPull, "AcrPull", "Pulls images.", Permission{
+			Actions: []string{
+				"Microsoft.ContainerRegistry/registries/pull/read",
 			},
 		}),
 	}

@@ -9,7 +9,8 @@ const (
 	HostLogin      = "login.microsoftonline.com"
 	HostManagement = "management.azure.com"
 	HostGraph      = "graph.microsoft.com"
-	SuffixVault    = "vault.azure.net" // a vault is NAME.vault.azure.net
+	SuffixVault    = "vault.azure.net"       // a vault is NAME.vault.azure.net
+	SuffixBlob     = "blob.core.windows.net" // the blobs of a storage account are at NAME.blob.core.windows.net
 
 	// HostManagementClassic is the service-management host. It survives as an audience and as an alias of
 	// HostManagement.

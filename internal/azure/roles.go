@@ -27,8 +27,12 @@ const (
 	RoleAKSRBACAdmin        = "3498e952-d568-435e-9b2c-8d77e338d7f7"
 	RoleAKSRBACClusterAdmin = "b1ff04bb-8a4e-4dc4-8eb5-8693973ce19b"
 
-	RoleAcrPull               = "7f951dda-4ed3-4680-a7ca-43fe172d538d"
-	RoleStorageBlobDataReader = "2a2b9908-6ea1-4ae2-8e65-a410df84e7d1"
+	RoleAcrPull = "7f951dda-4ed3-4680-a7ca-43fe172d538d"
+
+	RoleStorageAccountContributor  = "17d1049b-9a84-46fb-8f53-869881c3d3ab"
+	RoleStorageBlobDataOwner       = "b7e6dc6d-f1e8-4753-8033-0f276bb0955b"
+	RoleStorageBlobDataContributor = "ba92f5b4-2d11-453d-a403-e96b0029c9fe"
+	RoleStorageBlobDataReader      = "2a2b9908-6ea1-4ae2-8e65-a410df84e7d1"
 )
 
 // TypeManagedIdentity and the others are resource types as ResourceID.Type writes them.
@@ -40,6 +44,7 @@ const (
 	TypeVirtualMachineScaleSet = "Microsoft.Compute/virtualMachineScaleSets"
 	TypeScaleSetInstance       = TypeVirtualMachineScaleSet + "/virtualMachines" // one instance of a scale set
 	TypeVault                  = "Microsoft.KeyVault/vaults"
+	TypeStorageAccount         = "Microsoft.Storage/storageAccounts"
 	TypeRoleAssignment         = "Microsoft.Authorization/roleAssignments"
 	TypeRoleDefinition         = "Microsoft.Authorization/roleDefinitions"
 	TypeSubscription           = "Microsoft.Resources/subscriptions"

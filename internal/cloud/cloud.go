@@ -11,6 +11,7 @@
 //	     management.azure.com ...       management    what exists, who may what
 //	     graph.microsoft.com            graph         applications, service principals
 //	     *.vault.azure.net              vault         secrets
+//	     *.blob.core.windows.net        blob          blobs of storage accounts
 //	     Config.Hosts                   the caller's own, such as a cluster's issuer
 //	pod ── IMDS ──────────> Metadata(machine)         in process, plain http
 //	owner ── control.sock ─> faults, clock, request log, settings
@@ -43,6 +44,7 @@ import (
 
 	"github.com/lanyard-id/lanyard/internal/azure"
 	"github.com/lanyard-id/lanyard/internal/cloud/authority"
+	"github.com/lanyard-id/lanyard/internal/cloud/blob"
 	"github.com/lanyard-id/lanyard/internal/cloud/control"
 	"github.com/lanyard-id/lanyard/internal/cloud/directory"
 	"github.com/lanyard-id/lanyard/internal/cloud/fault"
@@ -112,6 +114,7 @@ type Cloud struct {
 	management *management.Server
 	graph      *graph.Server
 	vault      *vault.Server
+	blob       *blob.Server
 	metadata   *metadata.Server
 }
 
@@ -156,13 +159,13 @@ func open(config Config, db *state.DB) (*Cloud, error) {
 	}
 	issuers := config.Issuers
 	if issuers == nil {
-		issuers = c.issuerClient(config.Hosts)
+		issuers = c.issuerClient()
 	}
 	if c.login, err = login.New(login.Config{DB: db, Issuers: issuers, Now: c.now, Logger: c.logger}); err != nil {
 		return nil, err
 	}
 	c.management = &management.Server{
-		DB: db, Verify: c.login.Verify, VaultDeleted: vault.DeleteVault, Compute: c.computeSettings, Now: c.now, Logger: c.logger,
+		DB: db, Verify: c.login.Verify, VaultDeleted: vault.DeleteVault, StorageDeleted: blob.DeleteAccount, Compute: c.computeSettings, Now: c.now, Logger: c.logger,
 		Limits: func() bool { return c.Settings().Limits },
 	}
 	c.metadata = &metadata.Server{
@@ -171,6 +174,7 @@ func open(config Config, db *state.DB) (*Cloud, error) {
 		Updates: func() bool { return c.Settings().MetadataUpdates },
 	}
 	c.vault = &vault.Server{DB: db, Verify: c.login.Verify, Now: c.now, Logger: c.logger}
+	c.blob = &blob.Server{DB: db, Verify: c.login.Verify, Now: c.now, Logger: c.logger}
 	for _, h := range azure.LoginHosts() {
 		c.hosts[h] = c.login.Handler()
 	}
@@ -247,7 +251,7 @@ const hostGraphClassic = "graph.windows.net"
 // builtinHosts are the names on the server certificate whatever the config.
 func builtinHosts() []string {
 	return append(azure.LoginHosts(), azure.HostManagement, azure.HostManagementClassic, azure.HostGraph, hostGraphClassic,
-		azure.SuffixVault, "*."+azure.SuffixVault)
+		azure.SuffixVault, "*."+azure.SuffixVault, "*."+azure.SuffixBlob)
 }
 
 func checkHost(name string, h http.Handler) error {
@@ -255,7 +259,7 @@ func checkHost(name string, h http.Handler) error {
 	switch {
 	case h == nil:
 		return fmt.Errorf("host %q has no handler", name)
-	case slices.Contains(builtinHosts(), lower) || strings.HasSuffix(lower, "."+azure.SuffixVault):
+	case slices.Contains(builtinHosts(), lower) || strings.HasSuffix(lower, "."+azure.SuffixVault) || strings.HasSuffix(lower, "."+azure.SuffixBlob):
 		return fmt.Errorf("host %q is the cloud's own", name)
 	case strings.Trim(lower, "abcdefghijklmnopqrstuvwxyz0123456789-.") != "" || !strings.Contains(lower, ".") ||
 		strings.HasPrefix(lower, ".") || strings.HasSuffix(lower, ".") || strings.Contains(lower, "..") || net.ParseIP(lower) != nil:
@@ -279,8 +283,12 @@ func (c *Cloud) Handler() http.Handler {
 
 // handler is nil for a host that is not served.
 func (c *Cloud) handler(host string) http.Handler {
-	if name, ok := strings.CutSuffix(host, "."+azure.SuffixVault); ok && name != "" && !strings.Contains(name, ".") {
+	switch label, suffix, _ := strings.Cut(host, "."); {
+	case label == "":
+	case suffix == azure.SuffixVault:
 		return c.vault.Handler()
+	case suffix == azure.SuffixBlob:
+		return c.blob.Handler()
 	}
 	return c.hosts[host]
 }
@@ -311,7 +319,7 @@ func (c *Cloud) served() string {
 		}
 	}
 	slices.Sort(names)
-	return strings.Join(append(names, "*."+azure.SuffixVault), ", ")
+	return strings.Join(append(names, "*."+azure.SuffixVault, "*."+azure.SuffixBlob), ", ")
 }
 
 // hostname is the host of a Host header, as the table has it.
@@ -387,24 +395,21 @@ func run(ctx context.Context, s *http.Server, ln net.Listener) error {
 	return <-ended
 }
 
-// issuerClient asks issuers on Config.Hosts in process and all others over
-// the network; it trusts the cloud's authority and the system's roots.
-func (c *Cloud) issuerClient(own map[string]http.Handler) *http.Client {
+// issuerClient asks issuers on hosts of this cloud (Config.Hosts, blobs) in
+// process and all others over the network; it trusts the cloud's authority and
+// the system's roots.
+func (c *Cloud) issuerClient() *http.Client {
 	roots, err := x509.SystemCertPool()
 	if err != nil {
 		c.logger.Warn("no system roots: only issuers with the cloud's own certificate can be asked", "err", err)
 		roots = x509.NewCertPool()
 	}
 	roots.AddCert(c.ca.Root())
-	inProcess := map[string]bool{}
-	for name := range own {
-		inProcess[strings.ToLower(name)] = true
-	}
 	var network net.Dialer
 	t := &http.Transport{
 		Proxy: nil, // a proxy of the environment may be our own
 		DialContext: func(ctx context.Context, netw, addr string) (net.Conn, error) {
-			if inProcess[hostname(addr)] {
+			if c.handler(hostname(addr)) != nil {
 				return c.loop.dial(ctx, netw, addr)
 			}
 			return network.DialContext(ctx, netw, addr)
@@ -420,7 +425,7 @@ func (c *Cloud) issuerClient(own map[string]http.Handler) *http.Client {
 // Check verifies what must hold between any two requests. For tests that make
 // the cloud fail, and for whoever suspects a state directory.
 func (c *Cloud) Check() error {
-	return errors.Join(c.db.View(management.Check), c.db.View(directory.Check))
+	return errors.Join(c.db.View(management.Check), c.db.View(directory.Check), c.db.View(blob.Check))
 }
 
 // Close ends all tunnels and releases the state directory. Servers in front

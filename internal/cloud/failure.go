@@ -14,6 +14,10 @@ func failureForm(host string) func(status int) string {
 	switch {
 	case slices.Contains(azure.LoginHosts(), host):
 		return loginFailure
+	case strings.HasSuffix(host, "."+azure.SuffixBlob):
+		return func(status int) string {
+			return "<Error><Code>" + failureCode(status) + "</Code><Message>A fault of the local cloud: " + http.StatusText(status) + "</Message></Error>"
+		}
 	case host == azure.AddressMetadata:
 		return func(status int) string {
 			return object(map[string]any{"error": failureCode(status), "error_description": "A fault of the local cloud: " + http.StatusText(status)})

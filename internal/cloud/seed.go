@@ -33,6 +33,7 @@ type Seed struct {
 	Identities   []SeedIdentity
 	ScaleSets    []SeedScaleSet
 	Vaults       []SeedVault
+	Accounts     []SeedAccount
 	Applications []SeedApplication
 	Roles        []SeedRole
 }
@@ -54,6 +55,13 @@ type SeedScaleSet struct {
 type SeedVault struct {
 	Name    string
 	Secrets map[string]string // values; what the vault has already stays
+}
+
+// A SeedAccount is a storage account. Its owner may do everything with its
+// blobs.
+type SeedAccount struct {
+	Name   string
+	Public bool // whether containers can be opened to everybody
 }
 
 // A SeedApplication is an app registration with a client secret or a
@@ -97,6 +105,7 @@ type Seeded struct {
 	Applications    map[string]Principal
 	ScaleSets       map[string]string // ARM ids
 	Vaults          map[string]string // URLs
+	Accounts        map[string]string // URLs of their blobs
 }
 
 // A Principal is an identity or application.
@@ -120,7 +129,7 @@ type Secret = registration.Secret
 // what a purchase is in Azure and has no request.
 func (c *Cloud) Seed(ctx context.Context, seed Seed) (Seeded, error) {
 	s := &seeder{Cloud: c, seed: seed}
-	s.out = Seeded{Identities: map[string]Principal{}, Applications: map[string]Principal{}, ScaleSets: map[string]string{}, Vaults: map[string]string{}}
+	s.out = Seeded{Identities: map[string]Principal{}, Applications: map[string]Principal{}, ScaleSets: map[string]string{}, Vaults: map[string]string{}, Accounts: map[string]string{}}
 	for _, step := range []struct {
 		name string
 		do   func(context.Context) error
@@ -132,6 +141,7 @@ func (c *Cloud) Seed(ctx context.Context, seed Seed) (Seeded, error) {
 		{"identities", s.identities},
 		{"scale sets", s.scaleSets},
 		{"vaults", s.vaults},
+		{"storage accounts", s.accounts},
 		{"roles", s.roles},
 		{"secrets", s.secrets},
 	} {
@@ -417,6 +427,23 @@ func (s *seeder) vaults(ctx context.Context) error {
 		s.out.Vaults[v.Name] = "https://" + strings.ToLower(v.Name) + "." + azure.SuffixVault
 		// Owner of the subscription says nothing about a vault's contents.
 		if err := s.assign(ctx, s.out.Operator.PrincipalID, azure.RoleKeyVaultAdministrator, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *seeder) accounts(ctx context.Context) error {
+	for _, a := range s.seed.Accounts {
+		body := map[string]any{
+			"kind": "StorageV2", "sku": map[string]any{"name": "Standard_LRS"}, "properties": map[string]any{"allowBlobPublicAccess": a.Public},
+		}
+		id := s.resource(azure.TypeStorageAccount, a.Name)
+		if err := s.ensure(ctx, id, body, nil); err != nil {
+			return err
+		}
+		s.out.Accounts[a.Name] = "https://" + a.Name + "." + azure.SuffixBlob
+		if err := s.assign(ctx, s.out.Operator.PrincipalID, azure.RoleStorageBlobDataOwner, id); err != nil {
 			return err
 		}
 	}

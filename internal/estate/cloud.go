@@ -31,6 +31,7 @@ const (
 	Secret            = "greeting"
 	PasswordPrincipal = "saman-sp"    // an application with a password
 	CertPrincipal     = "saman-cert"  // an application with a certificate
+	StorageAccount    = "lanyardoidc" // for an issuer's documents; its containers can be opened to everybody
 	FederatedApp      = "orders-app"  // an application whose federated credentials the cluster's principal may write
 	clusterPrincipal  = "aks-cluster" // mic acts as it
 	scaleSet          = "aks-nodepool1-vmss"
@@ -100,6 +101,7 @@ func (c *Cloud) seed(ctx context.Context) error {
 		Identities:    []cloud.SeedIdentity{{Name: PodIdentity}, {Name: WorkloadIdentity}},
 		ScaleSets:     []cloud.SeedScaleSet{{Name: scaleSet, Instances: 1}},
 		Vaults:        []cloud.SeedVault{{Name: Vault, Secrets: map[string]string{Secret: "hello from the vault"}}},
+		Accounts:      []cloud.SeedAccount{{Name: StorageAccount, Public: true}},
 		Applications: []cloud.SeedApplication{
 			// It reads the directory and changes what it owns in it.
 			{Name: clusterPrincipal, Permissions: []string{azure.PermissionApplicationReadWriteOwnedBy}},
@@ -199,7 +201,7 @@ func (c *Cloud) EnsureApplication(ctx context.Context, name string, certificate 
 
 // Hosts are the names under which pods ask for the cloud.
 func (c *Cloud) Hosts() []string {
-	return append(azure.LoginHosts(), azure.HostManagement, azure.HostManagementClassic, azure.HostGraph, "*."+azure.SuffixVault)
+	return append(azure.LoginHosts(), azure.HostManagement, azure.HostManagementClassic, azure.HostGraph, "*."+azure.SuffixVault, "*."+azure.SuffixBlob)
 }
 
 // Files writes what clients need into dir and returns the variables that

@@ -34,6 +34,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 
 	"github.com/lanyard-id/lanyard/internal/azure"
+	"github.com/lanyard-id/lanyard/internal/cloud/blob"
 	"github.com/lanyard-id/lanyard/internal/cloud/directory"
 	"github.com/lanyard-id/lanyard/internal/cloud/graph"
 	"github.com/lanyard-id/lanyard/internal/cloud/login"
@@ -82,7 +83,7 @@ func New(t testing.TB) *Cloud {
 		t.Fatal(err)
 	}
 	c.Management = &management.Server{
-		DB: db, Verify: c.Login.Verify, Now: c.Now, Logger: logger,
+		DB: db, Verify: c.Login.Verify, StorageDeleted: blob.DeleteAccount, Now: c.Now, Logger: logger,
 		Compute: func() compute.Settings { return c.Compute }, Limits: func() bool { return c.Limits },
 	}
 	c.Update(func(tx *state.Tx) error {
@@ -104,6 +105,8 @@ func New(t testing.TB) *Cloud {
 	c.Handle(azure.HostManagement, c.checked(c.Management.Handler()))
 	c.Graph = &graph.Server{DB: db, Verify: c.Login.Verify, Now: c.Now, Logger: logger}
 	c.Handle(azure.HostGraph, c.checked(c.Graph.Handler()))
+	blobs := &blob.Server{DB: db, Verify: c.Login.Verify, Now: c.Now, Logger: logger}
+	c.Handle(azure.SuffixBlob, c.checked(blobs.Handler()))
 	t.Cleanup(func() {
 		c.Client.CloseIdleConnections()
 		c.server.Close()
@@ -185,7 +188,7 @@ func (c *Cloud) certificate() (tls.Certificate, *x509.CertPool) {
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
-		DNSNames: append(azure.LoginHosts(), azure.HostManagement, azure.HostGraph, "*."+azure.SuffixVault),
+		DNSNames: append(azure.LoginHosts(), azure.HostManagement, azure.HostGraph, "*."+azure.SuffixVault, "*."+azure.SuffixBlob),
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {
@@ -213,7 +216,7 @@ func (c *Cloud) checked(h http.Handler) http.Handler {
 // Check fails the test if an invariant of the state is broken.
 func (c *Cloud) Check(after string) {
 	c.T.Helper()
-	for _, check := range []func(*state.Tx) error{management.Check, directory.Check} {
+	for _, check := range []func(*state.Tx) error{management.Check, directory.Check, blob.Check} {
 		if err := c.DB.View(check); err != nil {
 			c.T.Errorf("after %s: %v", after, err)
 		}

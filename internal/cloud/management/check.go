@@ -10,6 +10,7 @@ import (
 	"github.com/lanyard-id/lanyard/internal/cloud/management/arm"
 	"github.com/lanyard-id/lanyard/internal/cloud/management/compute"
 	"github.com/lanyard-id/lanyard/internal/cloud/management/roles"
+	"github.com/lanyard-id/lanyard/internal/cloud/management/storage"
 	"github.com/lanyard-id/lanyard/internal/cloud/management/vaults"
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
 )
@@ -19,7 +20,7 @@ import (
 //   - every resource lies in a group that exists, and every group in a subscription
 //   - every key is the folded id
 //   - every managed identity has its principal, and every principal of a managed identity its resource
-//   - every vault name leads to a vault and every vault has its name
+//   - every vault name leads to a vault and every vault has its name; the same with storage accounts
 //   - every assignment names a role and a scope that exist, and no triple is assigned twice
 //   - every machine that is being changed has its operation
 //   - every identity of a machine is one that exists, or one whose principal is gone
@@ -93,6 +94,10 @@ func (k *checker) resources() {
 		case id.Is(azure.TypeVault):
 			if v, found, err := vaults.Find(k.tx, id.Name()); k.note(err) || !found || v.ID.Key() != key {
 				k.add("vault %s cannot be found by its name", r.ID)
+			}
+		case id.Is(azure.TypeStorageAccount):
+			if a, found, err := storage.Find(k.tx, id.Name()); k.note(err) || !found || a.ID.Key() != key {
+				k.add("storage account %s cannot be found by its name", r.ID)
 			}
 		}
 		k.machine(r)

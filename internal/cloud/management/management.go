@@ -6,6 +6,7 @@
 //	             authorization  role assignments and definitions         Microsoft.Authorization
 //	             compute        machines, their identities, operations   Microsoft.Compute
 //	             vaults         key vaults, not what they hold           Microsoft.KeyVault
+//	             storage        storage accounts, not what they hold     Microsoft.Storage
 //	           roles          who may what; the vaults ask there too
 //
 // The actions that RBAC knows follow from a type and a method. There is no second way in: Do runs the same steps for
@@ -32,6 +33,7 @@ import (
 	"github.com/lanyard-id/lanyard/internal/cloud/management/identity"
 	"github.com/lanyard-id/lanyard/internal/cloud/management/resources"
 	"github.com/lanyard-id/lanyard/internal/cloud/management/roles"
+	"github.com/lanyard-id/lanyard/internal/cloud/management/storage"
 	"github.com/lanyard-id/lanyard/internal/cloud/management/vaults"
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
 )
@@ -46,6 +48,8 @@ type Server struct {
 	// VaultDeleted is told, inside the transaction, that a vault (its UniqueID) is gone, so that what it held goes too.
 	// nil means nobody wants to know.
 	VaultDeleted func(tx *state.Tx, uniqueID string) error
+	// StorageDeleted is the same for storage accounts.
+	StorageDeleted func(tx *state.Tx, uniqueID string) error
 
 	Compute func() compute.Settings // read at each request; nil means the zero value
 	Limits  func() bool             // whether callers are throttled, read at each request; nil means they are not
@@ -62,16 +66,18 @@ func (s *Server) built() *arm.Server {
 	s.once.Do(func() {
 		s.compute = compute.New(s.Compute)
 		s.arm = &arm.Server{
-			DB: s.DB, Types: types(s.compute, s.VaultDeleted), Verify: s.Verify, Public: public, Limits: s.Limits, Now: s.Now, Logger: s.Logger,
+			DB: s.DB, Types: s.types(), Verify: s.Verify, Public: public, Limits: s.Limits, Now: s.Now, Logger: s.Logger,
 			Before: func(now time.Time) error { return s.compute.Settle(s.DB, now) },
 		}
 	})
 	return s.arm
 }
 
-func types(c compute.Provider, vaultDeleted func(tx *state.Tx, uniqueID string) error) arm.Table {
+func (s *Server) types() arm.Table {
 	var all arm.Table
-	for _, provider := range [][]*arm.Type{resources.Types(), identity.Types(), authorization.Types(), c.Types(), vaults.Types(vaultDeleted)} {
+	for _, provider := range [][]*arm.Type{
+		resources.Types(), identity.Types(), authorization.Types(), s.compute.Types(), vaults.Types(s.VaultDeleted), storage.Types(s.StorageDeleted),
+	} {
 		all = append(all, provider...)
 	}
 	return all
