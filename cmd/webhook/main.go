@@ -71,7 +71,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if err != nil {
 		return err
 	}
-	accounts := &webhook.AccountCache{}
+	accounts := &webhook.AccountCache{Logger: logger}
 	if accounts.Client, err = metadata.NewForConfig(config); err != nil {
 		return fmt.Errorf("making the metadata client: %w", err)
 	}

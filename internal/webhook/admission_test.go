@@ -272,8 +272,8 @@ func TestAnAccountsAnnotationsAreFollowed(t *testing.T) {
 			r.accounts.mu.RLock()
 			defer r.accounts.mu.RUnlock()
 			for key, got := range r.accounts.annotated {
-				if key.Namespace == namespace {
-					if diff := cmp.Diff(want, got.Annotations); diff == "" {
+				if strings.HasPrefix(key, namespace+"/") {
+					if diff := cmp.Diff(want, got.unpack().Annotations); diff == "" {
 						return nil
 					}
 				}

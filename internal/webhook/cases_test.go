@@ -103,7 +103,7 @@ func (c reviewCase) ServiceAccount(_ context.Context, namespace, name string) (m
 	case c.account == nil || c.account.Namespace != namespace || c.account.Name != name:
 		return mutation.ServiceAccount{}, fmt.Errorf("%w: %s/%s", ErrNotFound, namespace, name)
 	}
-	return mutation.ServiceAccount{Labels: own(c.account.Labels), Annotations: own(c.account.Annotations)}, nil
+	return pack(&metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Labels: c.account.Labels, Annotations: c.account.Annotations}}).unpack(), nil
 }
 
 // pod is the pod that is sent, as JSON.

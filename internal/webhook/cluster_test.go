@@ -122,7 +122,7 @@ func newReplica(t *testing.T, config *rest.Config) *replica {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.accounts = &AccountCache{Client: meta}
+	r.accounts = &AccountCache{Client: meta, Logger: logger}
 	r.certificates = &servingcert.Keeper{
 		Client: objects, Namespace: workloadidentity.Namespace, Secret: workloadidentity.CertificateSecret,
 		Configuration: workloadidentity.WebhookConfiguration, Webhook: workloadidentity.WebhookName,

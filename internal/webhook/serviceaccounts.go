@@ -4,54 +4,154 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/metadata"
-	"k8s.io/client-go/tools/cache"
 
 	"github.com/lanyard-id/lanyard/api/workloadidentity"
 	"github.com/lanyard-id/lanyard/internal/webhook/mutation"
 )
 
 // An AccountCache knows the service accounts of the cluster that carry
-// labels or annotations of azure.workload.identity/, and of those nothing else. One that
-// it does not know is read from the API server, so that an account created in
-// the same breath as its pod is found.
+// labels or annotations of azure.workload.identity/, and of those nothing else.
+// One that it does not know is read from the API server, so that an account
+// created in the same breath as its pod is found.
+//
+// It lists page by page and keeps of each page what it needs. client-go's
+// reflector holds every object until the list is complete, which at 50,000
+// accounts is more than everything else in the process.
 type AccountCache struct {
 	Client metadata.Interface // must be set
+	Logger *slog.Logger       // nil means slog.Default
 
 	mu        sync.RWMutex
-	annotated map[types.NamespacedName]mutation.ServiceAccount
+	annotated map[string]packed // by namespace/name
 	synced    bool
 }
 
+const (
+	accountPage   = 500
+	shortWatch    = time.Second // one that ends sooner is as good as refused
+	firstPatience = 250 * time.Millisecond
+	lastPatience  = 5 * time.Second // readiness waits for it
+)
+
 // Run keeps the cache until the context ends. While the API server does not
-// answer it tries again, at most 5 seconds apart.
+// answer it tries again, at most 5 seconds apart, and what it knows stays.
 func (c *AccountCache) Run(ctx context.Context) error {
-	accounts := c.Client.Resource(schema.GroupVersionResource{Version: "v1", Resource: "serviceaccounts"})
-	lw := &cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			return accounts.List(ctx, o)
-		},
-		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			return accounts.Watch(ctx, o)
-		},
+	patience := firstPatience
+	for {
+		version, err := c.list(ctx)
+		if err == nil {
+			patience = firstPatience
+			err = c.follow(ctx, version)
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		logger := c.Logger
+		if logger == nil {
+			logger = slog.Default()
+		}
+		logger.WarnContext(ctx, "following service accounts", "err", err, "retryIn", patience)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(patience):
+		}
+		patience = min(2*patience, lastPatience)
 	}
-	cache.NewReflectorWithOptions(lw, &metav1.PartialObjectMetadata{}, accountStore{c}, cache.ReflectorOptions{
-		Name: "serviceaccounts",
-		// More impatient than client-go's: readiness waits for it.
-		Backoff: &wait.Backoff{Duration: 250 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 10, Cap: 5 * time.Second},
-	}).RunWithContext(ctx)
-	return nil
+}
+
+func (c *AccountCache) accounts() metadata.Getter {
+	return c.Client.Resource(schema.GroupVersionResource{Version: "v1", Resource: "serviceaccounts"})
+}
+
+// list reads all accounts and returns the version of the list.
+func (c *AccountCache) list(ctx context.Context) (string, error) {
+	annotated := map[string]packed{}
+	options := metav1.ListOptions{Limit: accountPage}
+	for {
+		page, err := c.accounts().List(ctx, options)
+		if err != nil {
+			return "", fmt.Errorf("listing service accounts: %w", err)
+		}
+		for i := range page.Items {
+			if p := pack(&page.Items[i]); p != "" {
+				annotated[page.Items[i].Namespace+"/"+page.Items[i].Name] = p
+			}
+		}
+		if options.Continue = page.Continue; options.Continue == "" {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.annotated, c.synced = annotated, true
+			return page.ResourceVersion, nil
+		}
+	}
+}
+
+// follow notes changes from a version on until the server no longer tells.
+func (c *AccountCache) follow(ctx context.Context, version string) error {
+	for {
+		started := time.Now()
+		w, err := c.accounts().Watch(ctx, metav1.ListOptions{ResourceVersion: version, AllowWatchBookmarks: true})
+		if err != nil {
+			return fmt.Errorf("watching service accounts: %w", err)
+		}
+		version, err = c.events(w, version)
+		w.Stop()
+		switch {
+		case err != nil:
+			return fmt.Errorf("watching service accounts: %w", err)
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case time.Since(started) < shortWatch:
+			return errors.New("watching service accounts: the server ends every watch at once")
+		}
+	}
+}
+
+// events notes changes until the watch ends, as the server ends every watch
+// after some minutes, and returns the version that it has reached.
+func (c *AccountCache) events(w watch.Interface, version string) (string, error) {
+	for e := range w.ResultChan() {
+		if e.Type == watch.Error {
+			return version, apierrors.FromObject(e.Object)
+		}
+		m, ok := e.Object.(*metav1.PartialObjectMetadata)
+		if !ok {
+			return version, fmt.Errorf("an event is about %T", e.Object)
+		}
+		version = m.ResourceVersion
+		switch e.Type {
+		case watch.Added, watch.Modified:
+			c.put(m)
+		case watch.Deleted:
+			c.mu.Lock()
+			delete(c.annotated, m.Namespace+"/"+m.Name)
+			c.mu.Unlock()
+		}
+	}
+	return version, nil
+}
+
+func (c *AccountCache) put(m *metav1.PartialObjectMetadata) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	key, p := m.Namespace+"/"+m.Name, pack(m)
+	if p == "" {
+		delete(c.annotated, key)
+		return
+	}
+	c.annotated[key] = p
 }
 
 // Ready reports whether the cache has seen the cluster.
@@ -73,106 +173,63 @@ func (c *AccountCache) Len() int {
 
 // ServiceAccount implements ServiceAccounts.
 func (c *AccountCache) ServiceAccount(ctx context.Context, namespace, name string) (mutation.ServiceAccount, error) {
-	key := types.NamespacedName{Namespace: namespace, Name: name}
 	c.mu.RLock()
-	known, ok := c.annotated[key]
+	known, ok := c.annotated[namespace+"/"+name]
 	c.mu.RUnlock()
 	if ok {
-		return known, nil
+		return known.unpack(), nil
 	}
-	account, err := c.Client.Resource(schema.GroupVersionResource{Version: "v1", Resource: "serviceaccounts"}).
-		Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
+	account, err := c.accounts().Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		return mutation.ServiceAccount{}, fmt.Errorf("%w: %s", ErrNotFound, key)
+		return mutation.ServiceAccount{}, fmt.Errorf("%w: %s/%s", ErrNotFound, namespace, name)
 	}
 	if err != nil {
-		return mutation.ServiceAccount{}, fmt.Errorf("getting service account %s: %w", key, err)
+		return mutation.ServiceAccount{}, fmt.Errorf("getting service account %s/%s: %w", namespace, name, err)
 	}
-	return mutation.ServiceAccount{Labels: own(account.Labels), Annotations: own(account.Annotations)}, nil
+	return pack(account).unpack(), nil
 }
 
-// own keeps the labels or annotations of the contract; nil if there is none.
-func own(all map[string]string) map[string]string {
-	var own map[string]string
-	for k, v := range all {
-		if strings.HasPrefix(k, workloadidentity.Prefix) {
-			if own == nil {
-				own = map[string]string{}
+// packed is the labels and annotations of the contract in one string: in maps
+// they would take five times the memory. A key is without the contract's
+// prefix; labels start with labelMark, which no key can.
+type packed string
+
+const (
+	separator = "\x00"
+	labelMark = "="
+)
+
+// pack returns what is of the contract, "" if nothing is.
+func pack(m *metav1.PartialObjectMetadata) packed {
+	var fields []string
+	keep := func(mark string, all map[string]string) {
+		for k, v := range all {
+			// A NUL cannot be in an identity; what has one is left out.
+			if name, ours := strings.CutPrefix(k, workloadidentity.Prefix); ours && !strings.Contains(v, separator) {
+				fields = append(fields, mark+name+separator+v)
 			}
-			own[strings.Clone(k)] = strings.Clone(v) // not the whole response's memory
 		}
 	}
-	return own
+	keep("", m.Annotations)
+	keep(labelMark, m.Labels)
+	slices.Sort(fields)
+	return packed(strings.Join(fields, separator))
 }
 
-// accountStore is where the reflector puts what it sees.
-type accountStore struct{ c *AccountCache }
-
-func (s accountStore) Add(o any) error {
-	m, ok := o.(*metav1.PartialObjectMetadata)
-	if !ok {
-		return fmt.Errorf("a service account is %T", o)
-	}
-	s.c.mu.Lock()
-	defer s.c.mu.Unlock()
-	s.put(m)
-	return nil
-}
-
-// put notes one account; the lock is held.
-func (s accountStore) put(m *metav1.PartialObjectMetadata) {
-	key := types.NamespacedName{Namespace: m.Namespace, Name: m.Name}
-	account := mutation.ServiceAccount{Labels: own(m.Labels), Annotations: own(m.Annotations)}
-	if account.Labels == nil && account.Annotations == nil {
-		delete(s.c.annotated, key)
-		return
-	}
-	if s.c.annotated == nil {
-		s.c.annotated = map[types.NamespacedName]mutation.ServiceAccount{}
-	}
-	s.c.annotated[key] = account
-}
-
-func (s accountStore) Update(o any) error { return s.Add(o) }
-
-func (s accountStore) Delete(o any) error {
-	if gone, ok := o.(cache.DeletedFinalStateUnknown); ok {
-		o = gone.Obj
-	}
-	m, ok := o.(*metav1.PartialObjectMetadata)
-	if !ok {
-		return fmt.Errorf("a deleted service account is %T", o)
-	}
-	s.c.mu.Lock()
-	defer s.c.mu.Unlock()
-	delete(s.c.annotated, types.NamespacedName{Namespace: m.Namespace, Name: m.Name})
-	return nil
-}
-
-func (s accountStore) Replace(all []any, _ string) error {
-	s.c.mu.Lock()
-	defer s.c.mu.Unlock()
-	s.c.annotated = nil
-	for _, o := range all {
-		if m, ok := o.(*metav1.PartialObjectMetadata); ok {
-			s.put(m)
+func (p packed) unpack() mutation.ServiceAccount {
+	var sa mutation.ServiceAccount
+	for rest := string(p); rest != ""; {
+		var name, value string
+		name, rest, _ = strings.Cut(rest, separator)
+		value, rest, _ = strings.Cut(rest, separator)
+		into := &sa.Annotations
+		if label, ok := strings.CutPrefix(name, labelMark); ok {
+			name, into = label, &sa.Labels
 		}
-	}
-	s.c.synced = true
-	return nil
-}
-
-func (accountStore) Resync() error { return nil }
-
-// Transformer strips the objects that the reflector holds while it lists.
-func (accountStore) Transformer() cache.TransformFunc {
-	return func(o any) (any, error) {
-		m, ok := o.(*metav1.PartialObjectMetadata)
-		if !ok {
-			return o, nil
+		if *into == nil {
+			*into = map[string]string{}
 		}
-		return &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{
-			Namespace: m.Namespace, Name: m.Name, ResourceVersion: m.ResourceVersion, Labels: own(m.Labels), Annotations: own(m.Annotations),
-		}}, nil
+		(*into)[workloadidentity.Prefix+name] = value
 	}
+	return sa
 }
