@@ -179,6 +179,10 @@ func (c config) serve(ctx context.Context, getenv func(string) string, logger *s
 	if err != nil {
 		return err
 	}
+	if getenv(workloadidentity.EnvTokenProxy) != "" {
+		// The federated token is for that endpoint then, and Entra will say so.
+		logger.WarnContext(ctx, "the custom token endpoint is not used: tokens come from the authority", "variable", workloadidentity.EnvTokenProxy)
+	}
 	logger.InfoContext(ctx, "answering the pod's programs", "port", c.port, "tenant", tenant, "clientID", tokens.ClientID, "authority", authority, "version", version)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return tokens.Run(ctx) })

@@ -214,6 +214,10 @@ func (r *Refusal) BadCredential() bool {
 	return r.Name == "invalid_client" && !r.Transient() && !r.hasCode(codeAssertionAudience)
 }
 
+// BadTime reports whether the assertion was refused for its age: it has expired,
+// or a clock is wrong.
+func (r *Refusal) BadTime() bool { return r.hasCode(codeAssertionTime) }
+
 func newRefusal(res *http.Response, body []byte) *Refusal {
 	r := &Refusal{Status: res.StatusCode}
 	var b ErrorBody

@@ -84,7 +84,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			e.Status, e.Description = http.StatusServiceUnavailable, "the caller has left"
 		}
 	}
-	s.refusals.warn(r.Context(), s.logger(), "request refused", "path", r.URL.EscapedPath(), "status", e.Status, "err", e)
+	if dropped, ok := s.refusals.line(); ok {
+		s.logger().WarnContext(r.Context(), "request refused", "path", shortened(r.URL.EscapedPath()), "status", e.Status, "err", e, "dropped", dropped)
+	}
 	imds.WriteError(w, e)
 }
 
@@ -164,6 +166,10 @@ func (s *Server) serveReady(w http.ResponseWriter) error {
 	_, err = io.WriteString(w, "ok")
 	return err
 }
+
+// shortened keeps a path, of which a program of the pod sends kilobytes, fit for
+// a log line.
+func shortened(path string) string { return path[:min(len(path), 128)] }
 
 func (s *Server) now() time.Time {
 	if s.Now != nil {

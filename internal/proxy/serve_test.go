@@ -5,18 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
-
-	"log/slog"
 )
 
 // start serves h at a free port of both loopback addresses.
-func start(t *testing.T, ctx context.Context, h http.Handler) (port uint16, done <-chan error) {
+func start(ctx context.Context, t *testing.T, h http.Handler) (port uint16, done <-chan error) {
 	t.Helper()
 	logger := slog.New(slog.DiscardHandler)
 	for range 100 { // a port that is free for IPv4 may be taken for IPv6
@@ -44,7 +43,7 @@ func start(t *testing.T, ctx context.Context, h http.Handler) (port uint16, done
 func TestItAnswersAtBothLoopbackAddressesAndEndsWhenAsked(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
-	port, done := start(t, ctx, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "here") }))
+	port, done := start(ctx, t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "here") }))
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	for _, host := range []string{"127.0.0.1", "[::1]"} {
 		res, err := client.Get(fmt.Sprintf("http://%s:%d/", host, port))
@@ -69,7 +68,7 @@ func TestARunningRequestIsFinishedAndAnEndlessOneIsNot(t *testing.T) {
 			ctx, stop := context.WithCancel(t.Context())
 			defer stop()
 			began := make(chan struct{})
-			port, done := start(t, ctx, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			port, done := start(ctx, t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				close(began)
 				<-ctx.Done()
 				if endless {
@@ -118,7 +117,7 @@ func TestAPortThatIsTakenIsAnError(t *testing.T) {
 func TestConnectionsBeyondTheLimitAreClosed(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
-	port, done := start(t, ctx, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "here") }))
+	port, done := start(ctx, t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "here") }))
 	address := fmt.Sprintf("127.0.0.1:%d", port)
 	var open []net.Conn
 	for range maxConnections {

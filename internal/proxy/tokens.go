@@ -200,7 +200,11 @@ func (t *Tokens) fetch(ctx context.Context, k key) (token.Token, error) {
 		return token.Token{}, &imds.Error{Status: http.StatusServiceUnavailable, Code: imds.CodeUnknown, Description: err.Error(), Err: err}
 	}
 	if err != nil {
-		return token.Token{}, imds.FromEntra(err, k.clientID, http.StatusBadRequest)
+		e := imds.FromEntra(err, k.clientID, http.StatusBadRequest)
+		if r, ok := errors.AsType[*entra.Refusal](err); ok && r.BadTime() {
+			e.Description = fmt.Sprintf("the kubelet has not renewed %s, or a clock is wrong: %s", string(t.File), e.Description)
+		}
+		return token.Token{}, e
 	}
 	t.learn(k.clientID, got.AccessToken)
 	return got, nil
@@ -225,10 +229,14 @@ func (t *Tokens) fetched(k key, took time.Duration, err error) {
 	if logger == nil {
 		logger = slog.Default()
 	}
-	args := []any{"clientID", k.clientID, "resource", k.resource, "took", took.Round(time.Millisecond).String()}
-	if err != nil {
-		t.fetches.warn(context.Background(), logger, "no token from Entra", append(args, "err", err)...)
+	dropped, ok := t.fetches.line()
+	if !ok {
 		return
 	}
-	t.fetches.info(context.Background(), logger, "token from Entra", args...)
+	logger = logger.With("clientID", k.clientID, "resource", k.resource, "took", took.Round(time.Millisecond).String(), "dropped", dropped)
+	if err != nil {
+		logger.Warn("no token from Entra", "err", err)
+		return
+	}
+	logger.Info("token from Entra")
 }

@@ -117,8 +117,11 @@ func TestWhatEntraRefusesTheCallerIsTold(t *testing.T) {
 		"a resource that does not exist":     {refusal(400, 500011, "invalid_resource", "The resource principal was not found"), 400, "", "AADSTS500011"},
 		"throttled":                          {refusal(429, 90055, "temporarily_unavailable", "Too many requests", "Retry-After", "7"), 429, "7", "AADSTS90055"},
 		"out of order":                       {refusal(503, 90033, "temporarily_unavailable", "A transient error has occurred", "Retry-After", "3"), 503, "3", "AADSTS90033"},
-		"a federated token that has expired": {refusal(401, 700024, "invalid_client", "Client assertion is not within its valid time range"), 503, "1", "AADSTS700024"},
-		"a proxy's page instead":             {func(w http.ResponseWriter, _ entra.TokenRequest) bool { http.Error(w, "<html>", 502); return true }, 503, "1", "502"},
+		"a federated token that has expired": {refusal(401, 700024, "invalid_client", "Client assertion is not within its valid time range"), 503, "1", "/token, or a clock is wrong: AADSTS700024"},
+		"a proxy's page instead": {func(w http.ResponseWriter, _ entra.TokenRequest) bool {
+			http.Error(w, "<html>", http.StatusBadGateway)
+			return true
+		}, 503, "1", "502"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t)
