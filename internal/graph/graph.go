@@ -140,7 +140,7 @@ func list[T any](ctx context.Context, c *Client, query url.Values, path ...strin
 		}
 		next = u.String()
 	}
-	return nil, fmt.Errorf("Graph's answer has more than %d pages", maxPages)
+	return nil, fmt.Errorf("the answer of Graph has more than %d pages", maxPages)
 }
 
 // filter is a query for objects whose property equals value. A quote within a

@@ -7,7 +7,7 @@ import (
 	"net/http"
 	"strings"
 
-	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
 	"github.com/Azure/azure-sdk-for-go/sdk/resourcemanager/authorization/armauthorization/v2"
 	"github.com/google/uuid"
@@ -230,7 +230,7 @@ func (r *Runner) deleteAssignment(ctx context.Context, assignment string) error 
 		_, err = c.Get(ctx, scope, id.Name(), nil)
 	} else {
 		var answer *http.Response
-		_, err = c.Delete(runtime.WithCaptureResponse(ctx, &answer), scope, id.Name(), nil)
+		_, err = c.Delete(policy.WithCaptureResponse(ctx, &answer), scope, id.Name(), nil)
 		if answer != nil && answer.StatusCode == http.StatusNoContent {
 			action = absent
 		}
