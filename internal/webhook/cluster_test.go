@@ -15,7 +15,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sync/errgroup"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -272,7 +271,7 @@ func lacks(at string, before, after any) string {
 			}
 		}
 	default:
-		if !cmp.Equal(before, after) {
+		if fmt.Sprint(before) != fmt.Sprint(after) { // numbers are of several types
 			return fmt.Sprintf("%s was %v and is %v", at, before, after)
 		}
 	}
