@@ -151,6 +151,9 @@ func (r *Rotation) Run(ctx context.Context) error {
 		return fmt.Errorf("%w (%s, %s): start another one with --new", ErrFinished, r.state.Step, r.state.Finished.UTC().Format(time.RFC3339))
 	}
 	for r.state.Active() {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		next, err := r.step(ctx)
 		if err != nil {
 			return err

@@ -149,7 +149,7 @@ func (c *ControlPlane) replace(ctx context.Context) (*run, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.run.replaced.Store(true)
-	err := c.run.end(ctx)
+	err := c.run.end(context.WithoutCancel(ctx)) // half a restart would be the end
 	select {
 	case <-c.ended: // before it was known that another follows
 		return nil, cmp.Or(c.err, errors.New("the control plane cannot be restarted: it was stopped"))
