@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"os"
@@ -260,7 +261,7 @@ func TestTokensAreRenewedAheadWithTheFederatedTokenOfThatMoment(t *testing.T) {
 	}
 	synctest.Test(t, func(t *testing.T) {
 		e := &fakeEntra{}
-		tokens := &Tokens{Tenant: tenant, ClientID: mine, File: entra.AssertionFile(file), Entra: &entra.Client{HTTP: &http.Client{Transport: e}}}
+		tokens := &Tokens{Tenant: tenant, ClientID: mine, File: entra.AssertionFile(file), Entra: &entra.Client{HTTP: &http.Client{Transport: e}}, Logger: slog.New(slog.DiscardHandler)}
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- tokens.Run(ctx) }()
@@ -293,7 +294,7 @@ func TestARefusalIsForgottenAfterSeconds(t *testing.T) {
 	}
 	synctest.Test(t, func(t *testing.T) {
 		e := &fakeEntra{refuse: refusal(401, 70021, "invalid_request", "No matching federated identity record found")}
-		tokens := &Tokens{Tenant: tenant, ClientID: mine, File: entra.AssertionFile(file), Entra: &entra.Client{HTTP: &http.Client{Transport: e}}}
+		tokens := &Tokens{Tenant: tenant, ClientID: mine, File: entra.AssertionFile(file), Entra: &entra.Client{HTTP: &http.Client{Transport: e}}, Logger: slog.New(slog.DiscardHandler)}
 		for range 8 { // somebody asks all the time
 			_, err := tokens.Token(t.Context(), token.Request{Resource: vault})
 			if err == nil {
