@@ -19,21 +19,23 @@ import (
 // Copies returns the files of a chart that are copies of files of deploy, by
 // their path below the chart: Helm reads no file outside of a chart.
 func Copies(chart string) (map[string][]byte, error) {
-	var from []string
-	if chart == PodIdentity {
-		crds, err := deploy.CRDNames(deploy.PodIdentity)
-		if err != nil {
-			return nil, err
-		}
-		from = append(crds, "manifests/access.yaml")
+	// Helm installs what is in crds and never upgrades it; in files it is for a template.
+	part, manifest, crds := deploy.PodIdentity, "access.yaml", "crds/"
+	if chart == WorkloadIdentity {
+		part, manifest, crds = deploy.Federation, "federation.yaml", "files/crds/"
+	}
+	from, err := deploy.CRDNames(part)
+	if err != nil {
+		return nil, err
 	}
 	files := map[string][]byte{}
-	for _, name := range from {
+	for _, name := range append(from, "manifests/"+manifest) {
 		text, err := fs.ReadFile(deploy.FS, name)
 		if err != nil {
 			return nil, fmt.Errorf("copying for %s: %w", chart, err)
 		}
-		files[strings.Replace(name, "manifests/", "files/", 1)] = text
+		to := strings.Replace(name, "manifests/", "files/", 1)
+		files[strings.Replace(to, "crds/", crds, 1)] = text
 	}
 	return files, nil
 }
@@ -45,12 +47,15 @@ func WriteCopies(chart string) error {
 	if err != nil {
 		return err
 	}
-	old, err := filepath.Glob(filepath.Join(chart, "crds", "*"))
-	if err != nil {
-		return err
-	}
-	for _, name := range old {
-		if _, ok := files["crds/"+filepath.Base(name)]; !ok {
+	for _, dir := range []string{"crds", "files/crds"} {
+		old, err := filepath.Glob(filepath.Join(chart, dir, "*"))
+		if err != nil {
+			return err
+		}
+		for _, name := range old {
+			if _, ok := files[path.Join(dir, filepath.Base(name))]; ok {
+				continue
+			}
 			if err := os.Remove(name); err != nil {
 				return fmt.Errorf("removing an old CRD: %w", err)
 			}

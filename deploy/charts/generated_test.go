@@ -3,6 +3,7 @@ package charts_test
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -19,13 +20,15 @@ func TestGeneratedFilesAreWhatTheirGeneratorWrites(t *testing.T) {
 		for name, want := range copies {
 			same(t, filepath.Join(s.chart, name), want)
 		}
-		crds, err := filepath.Glob(filepath.Join(s.chart, "crds", "*"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, name := range crds {
-			if _, ok := copies["crds/"+filepath.Base(name)]; !ok {
-				t.Errorf("%s is no copy of a CRD in deploy/crds: run make generate", name)
+		for _, dir := range []string{"crds", "files", filepath.Join("files", "crds")} {
+			files, err := filepath.Glob(filepath.Join(s.chart, dir, "*.yaml"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, name := range files {
+				if _, ok := copies[strings.TrimPrefix(filepath.ToSlash(name), s.chart+"/")]; !ok {
+					t.Errorf("%s is no copy of a file of deploy: run make generate", name)
+				}
 			}
 		}
 		manifests, err := charts.Plain(t.Context(), s.load(t))

@@ -253,16 +253,22 @@ func podOf(t testing.TB, kind string, vals map[string]any) *corev1.Pod {
 		if o.GetKind() != kind {
 			continue
 		}
-		template, _, _ := unstructured.NestedMap(o.Object, "spec", "template")
-		pod := &corev1.Pod{}
-		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(template, pod); err != nil {
-			t.Fatal(err)
-		}
-		pod.Name, pod.Spec.ServiceAccountName = strings.ToLower(kind), "default"
-		return pod
+		return podFrom(t, o)
 	}
 	t.Fatalf("the release has no %s", kind)
 	return nil
+}
+
+// podFrom makes the pod that a workload would make.
+func podFrom(t testing.TB, workload *unstructured.Unstructured) *corev1.Pod {
+	t.Helper()
+	template, _, _ := unstructured.NestedMap(workload.Object, "spec", "template")
+	pod := &corev1.Pod{}
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(template, pod); err != nil {
+		t.Fatal(err)
+	}
+	pod.Name, pod.Spec.ServiceAccountName = strings.ToLower(workload.GetKind()), "default"
+	return pod
 }
 
 // established waits until the CRDs are served.

@@ -1,15 +1,15 @@
 package charts_test
 
 import (
-	"testing"
-
 	"github.com/lanyard-id/lanyard/deploy/charts"
 )
 
 var podIdentity = subject{
 	chart: charts.PodIdentity, namespace: "kube-system",
 	programs: map[string]string{"mic": "mic", "nmi": "nmi"},
-	effects:  podIdentityEffects,
+	old: `{image: {repository: mcr.microsoft.com/oss/azure/aad-pod-identity}, operationMode: standard, adminsecret: {}, forceNamespaced: "false",
+  mic: {tag: v1.8.17, image: mic, leaderElection: {}, customCloud: {}}, nmi: {tag: v1.8.17, image: nmi}, rbac: {enabled: true, allowAccessToSecrets: true}}`,
+	effects: podIdentityEffects,
 	parts: map[string]presence{
 		"everything by default": {"{}", []string{"Deployment aad-pod-identity-mic", "DaemonSet aad-pod-identity-nmi", "AzurePodIdentityException mic", "AzurePodIdentityException aks-addon-exception",
 			"PodDisruptionBudget mic-pdb", "Job aad-pod-identity-crds", "ValidatingAdmissionPolicy access.lanyard.id", "ValidatingAdmissionPolicyBinding access.lanyard.id"}, []string{"Secret aad-pod-identity-mic", "ClusterRole aad-pod-identity-view"}},
@@ -42,18 +42,6 @@ var podIdentity = subject{
 		"managed":    {"operationMode: managed", []string{"az vmss identity assign"}, []string{"deployment/", "mic reads"}},
 		"no job":     {"upgradeCRDs: false", []string{"helm show crds"}, nil},
 	},
-}
-
-// Values of the old chart that --reuse-values puts in the place of this one's:
-// the message must come before any template stumbles over what is missing.
-func TestReusedDefaultsOfTheOldChartAreNamed(t *testing.T) {
-	c := podIdentity.load(t)
-	c.Values = values(t, `{image: {repository: mcr.microsoft.com/oss/azure/aad-pod-identity}, operationMode: standard, adminsecret: {}, forceNamespaced: "false",
-  mic: {tag: v1.8.17, image: mic, leaderElection: {}, customCloud: {}}, nmi: {tag: v1.8.17, image: nmi}, rbac: {enabled: true, allowAccessToSecrets: true}}`)
-	_, err := charts.Render(t.Context(), c, charts.Release{Upgrade: true})
-	if err == nil || !contains(err.Error(), "--reset-then-reuse-values") {
-		t.Errorf("error %v", err)
-	}
 }
 
 var podIdentityEffects = map[string]effect{

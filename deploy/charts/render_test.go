@@ -30,6 +30,7 @@ type subject struct {
 	namespace string            // of the goldens' release
 	must      string            // values that every release sets
 	programs  map[string]string // by the name of the container that runs it
+	old       string            // defaults of the chart that this one takes the place of
 
 	effects  map[string]effect // by the name of a value
 	parts    map[string]presence
@@ -290,6 +291,33 @@ func TestMistakesAreToldInWordsThatHelp(t *testing.T) {
 					t.Errorf("error %v, want %q", err, test.want)
 				}
 			})
+		}
+	})
+}
+
+// Values of the old chart that --reuse-values puts in the place of this one's:
+// the message must come before any template stumbles over what is missing.
+func TestReusedDefaultsOfTheOldChartAreNamed(t *testing.T) {
+	each(t, func(t *testing.T, s subject) {
+		c := s.load(t)
+		c.Values = values(t, s.old)
+		_, err := charts.Render(t.Context(), c, charts.Release{Upgrade: true, Values: s.values(t, "")})
+		if err == nil || !contains(err.Error(), "--reset-then-reuse-values") {
+			t.Errorf("error %v", err)
+		}
+	})
+}
+
+// Values that users of the old chart set stay what they are: all of its names
+// are known.
+func TestEveryValueOfTheOldChartIsAccepted(t *testing.T) {
+	each(t, func(t *testing.T, s subject) {
+		vals := s.values(t, s.old)
+		for _, name := range []string{"image", "mic", "nmi"} { // of the old images
+			delete(vals, name)
+		}
+		if _, err := charts.Render(t.Context(), s.load(t), charts.Release{Values: vals}); err != nil {
+			t.Error(err)
 		}
 	})
 }

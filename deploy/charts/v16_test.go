@@ -121,6 +121,17 @@ webhooks:
   rules: [{apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [pods]}]
 `
 
+// v16Defaults are the values of that chart, with its defaults.
+const v16Defaults = `{replicaCount: 2, image: {repository: mcr.microsoft.com/oss/azure/workload-identity/webhook, pullPolicy: IfNotPresent, release: v1.6.0},
+  imagePullSecrets: [], nodeSelector: {kubernetes.io/os: linux}, resources: {limits: {cpu: 100m, memory: 30Mi}, requests: {cpu: 100m, memory: 20Mi}},
+  tolerations: [], affinity: {}, topologySpreadConstraints: [], service: {type: ClusterIP, port: 443, targetPort: 9443},
+  azureEnvironment: AzurePublicCloud, logLevel: info, metricsAddr: ":8095", metricsBackend: prometheus, priorityClassName: system-cluster-critical,
+  mutatingWebhookAnnotations: {}, podLabels: {}, podAnnotations: {}, mutatingWebhookNamespaceSelector: {},
+  podDisruptionBudget: {minAvailable: 1, maxUnavailable: null}, revisionHistoryLimit: 10,
+  customTokenEndpoint: {annotationSuffix: "", audience: "", azureKubernetesCaData: "", azureKubernetesSniName: "", azureKubernetesTokenProxy: "",
+    azureKubernetesCAConfigMapName: "", azureKubernetesCACTBSignerName: "", azureKubernetesCACTBLabelSelector: ""},
+  extraEnv: [], extraVolumes: [], extraVolumeMounts: []}`
+
 func v16Chart() *chart.Chart {
 	return &chart.Chart{
 		Metadata: &chart.Metadata{APIVersion: "v2", Name: "workload-identity-webhook", Version: "1.6.0", AppVersion: "v1.6.0"},

@@ -101,8 +101,7 @@ func (l *labHandle) labelled(name string) *corev1.Pod {
 	return pod
 }
 
-// installV16 installs the simulated release, and does what v1.6's webhook does
-// when it starts: it fills the Secret and the caBundle.
+// installV16 installs the simulated release.
 func (w *world) installV16(tenant string) {
 	w.Helper()
 	w.create(&corev1.Namespace{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}, ObjectMeta: metav1.ObjectMeta{
@@ -115,6 +114,17 @@ func (w *world) installV16(tenant string) {
 	if _, err := i.RunWithContext(w.Context(), v16Chart(), vals); err != nil {
 		w.Fatalf("installing v1.6: %v", err)
 	}
+	w.fillLikeV16()
+	// The users' values: only what they set themselves is reused.
+	if err := w.upgrade(v16Chart(), map[string]any{"replicaCount": 2}); err != nil {
+		w.Fatalf("starting v1.6: %v", err)
+	}
+}
+
+// fillLikeV16 does what v1.6's webhook does when it starts: it fills the Secret
+// and the caBundle.
+func (w *world) fillLikeV16() {
+	w.Helper()
 	data := v16Certificates(w, workloadidentity.WebhookService+"."+w.namespace+".svc")
 	secret, err := w.kube.CoreV1().Secrets(w.namespace).Get(w.Context(), workloadidentity.CertificateSecret, metav1.GetOptions{})
 	if err != nil {
@@ -132,10 +142,6 @@ func (w *world) installV16(tenant string) {
 	c.Webhooks[0].ClientConfig.CABundle = data["ca.crt"]
 	if _, err := configurations.Update(w.Context(), c, metav1.UpdateOptions{}); err != nil {
 		w.Fatal(err)
-	}
-	// The users' values: only what they set themselves is reused.
-	if err := w.upgrade(v16Chart(), map[string]any{"replicaCount": 2}); err != nil {
-		w.Fatalf("starting v1.6: %v", err)
 	}
 }
 

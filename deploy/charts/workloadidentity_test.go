@@ -16,15 +16,18 @@ var workloadIdentity = subject{
 	must:     "azureTenantID: " + tenant,
 	programs: map[string]string{"manager": "webhook"},
 	effects:  workloadIdentityEffects,
+	old:      v16Defaults,
 	parts: map[string]presence{
 		"everything by default": {"", []string{
 			"ServiceAccount azure-wi-webhook-admin", "Role azure-wi-webhook-manager-role", "RoleBinding azure-wi-webhook-manager-rolebinding",
 			"ClusterRole azure-wi-webhook-manager-role", "ClusterRoleBinding azure-wi-webhook-manager-rolebinding", "ConfigMap azure-wi-webhook-config",
 			"Secret azure-wi-webhook-server-cert", "Service azure-wi-webhook-webhook-service", "Deployment azure-wi-webhook-controller-manager",
 			"PodDisruptionBudget azure-wi-webhook-controller-manager", "MutatingWebhookConfiguration azure-wi-webhook-mutating-webhook-configuration",
-		}, []string{"Service azure-wi-webhook-metrics", "ServiceMonitor azure-wi-webhook", "NetworkPolicy azure-wi-webhook"}},
-		"no budget":  {`podDisruptionBudget: {minAvailable: ""}`, nil, []string{"PodDisruptionBudget azure-wi-webhook-controller-manager"}},
-		"monitoring": {"{serviceMonitor: {enabled: true}, networkPolicy: {enabled: true}}", []string{"Service azure-wi-webhook-metrics", "ServiceMonitor azure-wi-webhook", "NetworkPolicy azure-wi-webhook"}, nil},
+		}, []string{"Service azure-wi-webhook-metrics", "ServiceMonitor azure-wi-webhook", "NetworkPolicy azure-wi-webhook", "Deployment lanyard-federation", "CustomResourceDefinition federationpolicies.lanyard.id"}},
+		"no budget":                        {`podDisruptionBudget: {minAvailable: ""}`, nil, []string{"PodDisruptionBudget azure-wi-webhook-controller-manager"}},
+		"a federation":                     {"federation: {enabled: true, existingSecret: x}", []string{"Deployment lanyard-federation", "ClusterRole lanyard-federation-probe", "ValidatingAdmissionPolicyBinding federation.lanyard.id", "CustomResourceDefinition federationpolicies.lanyard.id"}, []string{"Namespace default", "Namespace lanyard-system", "Secret lanyard-federation-azure"}},
+		"a federation that does not probe": {"federation: {enabled: true, existingSecret: x, probe: false}", []string{"ClusterRole lanyard-federation"}, []string{"ClusterRole lanyard-federation-probe", "ClusterRoleBinding lanyard-federation-probe"}},
+		"monitoring":                       {"{serviceMonitor: {enabled: true}, networkPolicy: {enabled: true}}", []string{"Service azure-wi-webhook-metrics", "ServiceMonitor azure-wi-webhook", "NetworkPolicy azure-wi-webhook"}, nil},
 	},
 	mistakes: map[string]mistake{
 		"no tenant":                            {`azureTenantID: ""`, "azureTenantID is not set"},
@@ -51,10 +54,15 @@ var workloadIdentity = subject{
 		"an endpoint without annotation":       {"customTokenEndpoint: {azureKubernetesSniName: x}", "azureKubernetesSniName has no effect without"},
 		"two authorities":                      {"customTokenEndpoint: {annotationSuffix: x, audience: other, azureKubernetesCaData: a, azureKubernetesCAConfigMapName: b}", "exclude each other"},
 		"a selector without signer":            {`customTokenEndpoint: {annotationSuffix: x, audience: other, azureKubernetesCACTBLabelSelector: "{}"}`, "needs customTokenEndpoint.azureKubernetesCACTBSignerName"},
+		"a federation of nobody":               {"federation: {enabled: true}", "(set: none)"},
+		"a federation of two":                  {"federation: {enabled: true, existingSecret: x, azureJson: /x}", "federation.existingSecret and federation.azureJson"},
+		"half a principal":                     {"federation: {enabled: true, adminSecret: {clientID: x}}", "needs clientID and clientSecret"},
+		"a client id that is none":             {"federation: {enabled: true, clientID: my-id}", "federation/clientID"},
 		"a monitor of nothing":                 {`{metricsAddr: "0", serviceMonitor: {enabled: true}}`, "serves no metrics"},
 	},
 	notes: map[string]notes{
 		"by default": {"", []string{"rollout status deployment/azure-wi-webhook-controller-manager", "azure.workload.identity/client-id", "pod-security.kubernetes.io/enforce=restricted", tenant}, []string{"Ignore", "one replica", "no effect", "limits.cpu"}},
+		"federation": {"federation: {enabled: true, clientID: " + tenant + "}", []string{"until a FederationPolicy", "system:serviceaccount:default:lanyard-federation"}, nil},
 		"careless":   {"{failurePolicy: Ignore, replicaCount: 1, fullnameOverride: x, resources: {limits: {cpu: 100m}}}", []string{"has no identity", "doctor.mode=report", "let through without", "fullnameOverride has no effect", "limits.cpu delays"}, nil},
 	},
 }
@@ -114,9 +122,24 @@ var workloadIdentityEffects = map[string]effect{
 	"networkPolicy.enabled":        {"networkPolicy: {enabled: true}", []string{"kind: NetworkPolicy", "- port: 9443", "- port: 9440", "- port: 8095"}},
 	"networkPolicy.from":           {"networkPolicy: {enabled: true, from: [{ipBlock: {cidr: 10.0.0.0/28}}]}", []string{"cidr: 10.0.0.0/28"}},
 	"networkPolicy.metricsFrom":    {"networkPolicy: {enabled: true, metricsFrom: [{namespaceSelector: {}}]}", []string{"- namespaceSelector: {}"}},
+	"federation.enabled":           federation("", "kind: ValidatingAdmissionPolicy", "name: federatedidentities.lanyard.id", "image: lanyard/federation:dev", "helm.sh/resource-policy: keep", "- --leader-election-namespace=default", `- expression: request.userInfo.username == 'system:serviceaccount:default:lanyard-federation'`),
+	"federation.image":             federation(`, image: "r.example/f:1"`, "image: r.example/f:1"),
+	"federation.replicaCount":      federation(", replicaCount: 3", "replicas: 3"),
+	"federation.resources":         federation(", resources: {limits: {memory: 99Mi}}", "memory: 99Mi"),
+	"federation.probe":             federation(", probe: false", "- --probe=false"),
+	"federation.clientID":          {"federation: {enabled: true, clientID: " + tenant + "}", []string{"azure.workload.identity/client-id: " + tenant, `azure.workload.identity/use: "true"`, "- name: CLOUD"}},
+	"federation.existingSecret":    federation("", "name: mine"),
+	"federation.adminSecret":       {"federation: {enabled: true, adminSecret: {clientID: c, clientSecret: s}}", []string{`CLIENT_SECRET: "s"`, `TENANT_ID: "` + tenant + `"`, `CLOUD: "AzurePublicCloud"`, "name: lanyard-federation-azure"}},
+	"federation.azureJson":         {"federation: {enabled: true, azureJson: /etc/kubernetes/azure.json}", []string{"- --cloudconfig=/etc/kubernetes/azure.json", "path: /etc/kubernetes/azure.json", "- mountPath: /etc/kubernetes/azure.json", "runAsUser: 0"}},
+	"federation.args":              federation(", args: [--log-level=debug]", "- --log-level=debug"),
 	"extraEnv":                     {"extraEnv: [{name: HTTPS_PROXY, value: x}]", []string{"- name: HTTPS_PROXY"}},
 	"extraVolumes":                 {"extraVolumes: [{name: v, emptyDir: {}}]", []string{"volumes:", "- emptyDir: {}"}},
 	"extraVolumeMounts":            {"extraVolumeMounts: [{name: v, mountPath: /v}]", []string{"volumeMounts:", "- mountPath: /v"}},
+}
+
+// federation enables the controller, and says what more the values say.
+func federation(more string, lines ...string) effect {
+	return effect{"federation: {enabled: true, existingSecret: mine" + more + "}", lines}
 }
 
 // endpoint sets a custom token endpoint and what more the values say.

@@ -32,4 +32,19 @@
 {{- if and $v.serviceMonitor.enabled (not (include "workload-identity-webhook.metrics" .)) -}}
 {{- fail "\n\nserviceMonitor.enabled is true but metricsAddr serves no metrics.\n" -}}
 {{- end -}}
+{{- $f := $v.federation -}}
+{{- if $f.enabled -}}
+{{- $ways := list -}}
+{{- range $name := list "clientID" "existingSecret" "adminSecret" "azureJson" -}}
+{{- if index $f $name -}}{{- $ways = append $ways (printf "federation.%s" $name) -}}{{- end -}}
+{{- end -}}
+{{- if ne (len $ways) 1 -}}
+{{- fail (printf "\n\nThe federation controller acts as one principal: set one of federation.clientID, federation.existingSecret, federation.adminSecret and federation.azureJson (set: %s).\n" (join " and " $ways | default "none")) -}}
+{{- end -}}
+{{- with $f.adminSecret -}}
+{{- if not (and .clientID .clientSecret) -}}
+{{- fail "\n\nfederation.adminSecret needs clientID and clientSecret.\n" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
