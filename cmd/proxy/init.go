@@ -21,7 +21,7 @@ const (
 )
 
 // initialize writes the rules. Any error keeps the pod from starting.
-func initialize(args []string, getenv func(string) string, stdout io.Writer) error {
+func initialize(args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	if len(args) > 0 && args[0] == "--version" {
 		return writeVersion(stdout)
 	}
@@ -35,7 +35,7 @@ func initialize(args []string, getenv func(string) string, stdout io.Writer) err
 	if err := r.Install(); err != nil {
 		return err
 	}
-	slog.New(slog.NewJSONHandler(stdout, nil)).Info("the metadata service is redirected", "metadata", fmt.Sprint(r.Metadata), "port", r.Port, "exceptUID", r.UID)
+	slog.New(slog.NewJSONHandler(stderr, nil)).Info("the metadata service is redirected", "metadata", fmt.Sprint(r.Metadata), "port", r.Port, "exceptUID", r.UID)
 	return nil
 }
 

@@ -36,8 +36,12 @@ import (
 	"github.com/lanyard-id/lanyard/internal/proxy"
 )
 
-// version is set at link time.
-var version = "devel"
+// Set at link time.
+var (
+	version = "devel"
+	commit  = ""
+	date    = ""
+)
 
 // A pod's sidecar answers from a cache of kilobytes: the memory that the runtime
 // may take before it collects garbage hard is more than it ever needs.
@@ -75,10 +79,10 @@ func main() {
 // run takes the whole command line, with the program's name.
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	if filepath.Base(args[0]) == "proxy-init" {
-		return initialize(args[1:], getenv, stdout)
+		return initialize(args[1:], getenv, stdout, stderr)
 	}
 	if len(args) > 1 && args[1] == "init" {
-		return initialize(args[2:], getenv, stdout)
+		return initialize(args[2:], getenv, stdout, stderr)
 	}
 	c, err := parse(args[1:], stderr)
 	switch {
@@ -96,7 +100,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(memory)
 	}
-	return c.serve(ctx, getenv, slog.New(slog.NewJSONHandler(stdout, &slog.HandlerOptions{Level: c.level})))
+	return c.serve(ctx, getenv, slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: c.level})))
 }
 
 // config is what the flags say.
@@ -142,11 +146,9 @@ func parse(args []string, stderr io.Writer) (config, error) {
 }
 
 func writeVersion(w io.Writer) error {
-	return json.NewEncoder(w).Encode(struct {
-		BuildVersion string `json:"buildVersion"`
-		GoVersion    string `json:"goVersion"`
-		Platform     string `json:"platform"`
-	}{version, runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH})
+	return json.NewEncoder(w).Encode(map[string]string{
+		"buildVersion": version, "gitCommit": commit, "buildDate": date, "goVersion": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH,
+	})
 }
 
 // serve answers the pod's programs until the context ends.

@@ -110,7 +110,7 @@ func TestTheCommandLine(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if len(tt.args) > 0 && tt.args[0] == "init" {
-				if err := initialize(tt.args[1:], env(nil), &bytes.Buffer{}); err == nil || !strings.Contains(err.Error(), "takes no arguments") {
+				if err := initialize(tt.args[1:], env(nil), &bytes.Buffer{}, &bytes.Buffer{}); err == nil || !strings.Contains(err.Error(), "takes no arguments") {
 					t.Error(err)
 				}
 				return
@@ -130,7 +130,7 @@ func TestVersionIsJSON(t *testing.T) {
 			t.Fatal(err)
 		}
 		var v map[string]string
-		if err := json.Unmarshal(out.Bytes(), &v); err != nil || v["buildVersion"] != version || v["goVersion"] == "" || v["platform"] == "" {
+		if err := json.Unmarshal(out.Bytes(), &v); err != nil || v["buildVersion"] != version || v["goVersion"] == "" || v["platform"] == "" || len(v) != 5 {
 			t.Errorf("%v: %v in %s", args, err, out.String())
 		}
 	}
