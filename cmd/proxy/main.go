@@ -39,8 +39,8 @@ import (
 // Set at link time.
 var (
 	version = "devel"
-	commit  = ""
-	date    = ""
+	commit  = "unknown"
+	date    = "unknown"
 )
 
 // A pod's sidecar answers from a cache of kilobytes: the memory that the runtime
