@@ -19,6 +19,7 @@ import (
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -257,14 +258,30 @@ func (w *world) asController() *rest.Config {
 	return c
 }
 
-// run starts a controller with the rights of its manifest; stop ends it and waits.
-func (w *world) run(edit ...func(*federation.Config)) (stop func()) {
+// config is what a test's controller runs with.
+func (w *world) config() federation.Config {
 	w.Helper()
-	config := federation.Config{
+	return federation.Config{
 		Kubernetes: w.asController(), Azure: w.azure, Exchange: &entra.Client{HTTP: w.cloud.Client}, ProbeResource: azure.ResourceManagement, ProbeDelay: 10 * time.Millisecond,
 		Audience: federated.Audience, TenantID: w.cloud.Tenant.ID, ClusterID: clusterID, Issuer: issuer, Interval: time.Hour, Retry: 20 * time.Millisecond,
 		Logger: slog.New(slog.NewTextHandler(io.MultiWriter(w.Output(), w.log), nil)),
 	}
+}
+
+// bind gives a user a role in the world's namespace.
+func (w *world) bind(role, user string) {
+	w.Helper()
+	w.make(&rbacv1.RoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.ns, Name: user},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role},
+		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: user}},
+	})
+}
+
+// run starts a controller with the rights of its manifest; stop ends it and waits.
+func (w *world) run(edit ...func(*federation.Config)) (stop func()) {
+	w.Helper()
+	config := w.config()
 	for _, e := range edit {
 		e(&config)
 	}
@@ -530,4 +547,13 @@ func (w *world) noTokens() {
 	if strings.Contains(w.log.String(), "eyJ") {
 		w.Error("a token is in the log")
 	}
+}
+
+// remove deletes a service account and waits until its object is gone.
+func (w *world) remove(name string) {
+	w.Helper()
+	if err := w.Delete(w.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: w.ns, Name: name}}); err != nil {
+		w.Fatal(err)
+	}
+	w.awaitGone(name)
 }

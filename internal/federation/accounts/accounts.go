@@ -69,31 +69,30 @@ func accountsOf(_ context.Context, o client.Object) []reconcile.Request {
 }
 
 // Reconcile makes the objects of one service account what its annotations say.
+// An account that is gone says nothing: the garbage collector would remove what it
+// owned, too, only later.
 func (c *Controller) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	account := record.Account()
-	if err := c.Client.Get(ctx, req.NamespacedName, account); err != nil || !account.DeletionTimestamp.IsZero() {
-		return reconcile.Result{}, client.IgnoreNotFound(err) // the garbage collector removes what it owned
+	account.Namespace, account.Name = req.Namespace, req.Name
+	if err := c.Client.Get(ctx, req.NamespacedName, account); client.IgnoreNotFound(err) != nil {
+		return reconcile.Result{}, fmt.Errorf("reading the service account: %w", err)
 	}
 	var list lanyard.FederatedIdentityList
 	if err := c.Client.List(ctx, &list, client.InNamespace(req.Namespace)); err != nil {
 		return reconcile.Result{}, fmt.Errorf("listing FederatedIdentities: %w", err)
 	}
-	want, problems := Desired(account)
-	for _, p := range problems {
-		c.tell(account, reasonAnnotation, p)
+	var want []lanyard.FederatedIdentity
+	if account.UID != "" && account.DeletionTimestamp.IsZero() {
+		var problems []string
+		want, problems = Desired(account)
+		for _, p := range problems {
+			c.tell(account, reasonAnnotation, p)
+		}
 	}
 	for i := range list.Items {
-		f := &list.Items[i]
-		if !metav1.IsControlledBy(f, account) || !f.DeletionTimestamp.IsZero() {
-			continue
+		if err := c.tidy(ctx, account, &list.Items[i], want); err != nil {
+			return reconcile.Result{}, err
 		}
-		if w := slices.IndexFunc(want, func(w lanyard.FederatedIdentity) bool { return w.Name == f.Name && w.Spec == f.Spec }); w >= 0 {
-			continue
-		}
-		if err := c.Client.Delete(ctx, f, client.Preconditions{UID: &f.UID}); err != nil && !apierrors.IsConflict(err) {
-			return reconcile.Result{}, client.IgnoreNotFound(fmt.Errorf("deleting FederatedIdentity %s/%s: %w", f.Namespace, f.Name, err))
-		}
-		c.logger().InfoContext(ctx, "federated identity is no longer asked for", "namespace", f.Namespace, "federatedIdentity", f.Name, "serviceAccount", account.Name)
 	}
 	for i := range want {
 		if err := c.ensure(ctx, account, &want[i], list.Items); err != nil {
@@ -103,13 +102,32 @@ func (c *Controller) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	return reconcile.Result{}, nil
 }
 
+// tidy deletes an object of the account that its annotations do not ask for.
+func (c *Controller) tidy(ctx context.Context, account *metav1.PartialObjectMetadata, f *lanyard.FederatedIdentity, want []lanyard.FederatedIdentity) error {
+	if owner := metav1.GetControllerOf(f); owner == nil || owner.Kind != "ServiceAccount" || owner.Name != account.Name || !f.DeletionTimestamp.IsZero() {
+		return nil
+	}
+	asked := slices.ContainsFunc(want, func(w lanyard.FederatedIdentity) bool { return w.Name == f.Name && w.Spec == f.Spec })
+	if asked && metav1.IsControlledBy(f, account) {
+		return nil
+	}
+	if err := c.Client.Delete(ctx, f, client.Preconditions{UID: &f.UID}); err != nil {
+		if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
+			return nil // it is another one already, or gone
+		}
+		return fmt.Errorf("deleting FederatedIdentity %s/%s: %w", f.Namespace, f.Name, err)
+	}
+	c.logger().InfoContext(ctx, "federated identity is no longer asked for", "namespace", f.Namespace, "federatedIdentity", f.Name, "serviceAccount", account.Name)
+	return nil
+}
+
 // ensure makes one object, unless there is one that is as good. One that stands
 // in the way of its name and is going comes back here when it is gone.
 func (c *Controller) ensure(ctx context.Context, account *metav1.PartialObjectMetadata, w *lanyard.FederatedIdentity, have []lanyard.FederatedIdentity) error {
 	for i := range have {
 		f := &have[i]
 		if f.Spec.ServiceAccountName == account.Name && azure.Fold(f.Spec.ClientID) == azure.Fold(w.Spec.ClientID) && f.DeletionTimestamp.IsZero() {
-			if metav1.GetControllerOf(f) == nil || f.Name == w.Name && f.Spec == w.Spec {
+			if metav1.GetControllerOf(f) == nil || f.Name == w.Name && f.Spec == w.Spec && metav1.IsControlledBy(f, account) {
 				return nil
 			}
 		}

@@ -195,9 +195,9 @@ func (c *Controller) step(ctx context.Context, b *batch, p federated.Parent, x *
 				return err
 			}
 		}
-		return c.there(ctx, x, p, s.Want, failure{record.ReasonCreated, "the federated credential " + s.Want.Name + " is at " + p.String()}, "")
+		return c.there(ctx, x, p, s.Want, failure{record.ReasonCreated, "the federated credential " + s.Want.Name + " is at " + p.String()}, failure{})
 	case plan.Foreign:
-		return c.there(ctx, x, p, s.Other, failure{record.ReasonForeign, "the federated credential " + s.Other.Name + " at " + p.String() + " does the same; it is somebody else's and left alone"}, "")
+		return c.there(ctx, x, p, s.Other, failure{record.ReasonForeign, "the federated credential " + s.Other.Name + " at " + p.String() + " does the same; it is somebody else's and left alone"}, failure{})
 	case plan.Taken:
 		return c.created(ctx, x, metav1.ConditionFalse, taken(s.Other))
 	case plan.Full:
@@ -212,11 +212,11 @@ func (c *Controller) write(ctx context.Context, b *batch, p federated.Parent, x 
 	if err := c.mark(ctx, x); err != nil {
 		return err
 	}
-	story := ""
+	var story failure
 	if record.Is(x.FederatedIdentity, lanyard.ConditionCreated, metav1.ConditionTrue) {
-		story = "was missing in Azure and was made again"
+		story = failure{record.ReasonRestored, "was missing in Azure and was made again"}
 		if s.Update {
-			story = "was changed in Azure, or the issuer of the cluster changed, and was put right"
+			story = failure{record.ReasonCorrected, "was changed in Azure, or the issuer of the cluster changed, and was put right"}
 		}
 		// From now on it is not known to be usable, whatever happens next.
 		if err := c.created(ctx, x, metav1.ConditionFalse, failure{record.ReasonChanging, "the credential is not as it should be, and is being written"}); err != nil {

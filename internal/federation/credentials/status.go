@@ -70,7 +70,7 @@ func (c *Controller) held(ctx context.Context, x *claim, why failure) error {
 
 // there records that the credential is in Azure; story says what was done to it,
 // if that is worth an event.
-func (c *Controller) there(ctx context.Context, x *claim, p federated.Parent, have federated.Credential, why failure, story string) error {
+func (c *Controller) there(ctx context.Context, x *claim, p federated.Parent, have federated.Credential, why failure, story failure) error {
 	news := false
 	err := c.update(ctx, x, func(f *lanyard.FederatedIdentity) {
 		s := &f.Status
@@ -88,8 +88,8 @@ func (c *Controller) there(ctx context.Context, x *claim, p federated.Parent, ha
 	switch {
 	case err != nil:
 		return err
-	case story != "":
-		c.Events.About(ctx, x.FederatedIdentity, true, "Restored", action, "the federated credential "+have.Name+" at "+p.String()+" "+story)
+	case story.reason != "":
+		c.Events.About(ctx, x.FederatedIdentity, true, story.reason, action, "the federated credential "+have.Name+" at "+p.String()+" "+story.message)
 	case news:
 		c.Events.About(ctx, x.FederatedIdentity, false, why.reason, action, why.message)
 	}
@@ -144,7 +144,7 @@ func (c *Controller) unremoved(ctx context.Context, b *batch, x *claim, why fail
 		left := x.DeletionTimestamp.Add(c.AbandonAfter).Sub(c.now())
 		if left <= 0 {
 			c.logger().WarnContext(ctx, "federated credential left behind in Azure", "identity", b.key, "namespace", x.Namespace, "federatedIdentity", x.Name, "credential", x.Status.CredentialName, "reason", why.reason)
-			c.Events.About(ctx, x.FederatedIdentity, true, "Abandoned", action, fmt.Sprintf("the federated credential could not be removed for %s and is left behind at %s; remove it there: %s", c.AbandonAfter, b.key, why.message))
+			c.Events.About(ctx, x.FederatedIdentity, true, record.ReasonAbandoned, action, fmt.Sprintf("the federated credential could not be removed for %s and is left behind at %s; remove it there: %s", c.AbandonAfter, b.key, why.message))
 			if c.Abandoned != nil {
 				c.Abandoned()
 			}

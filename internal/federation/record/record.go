@@ -57,6 +57,10 @@ const (
 	ReasonForbidden        = "Forbidden"
 	ReasonThrottled        = "Throttled"
 	ReasonAzureError       = "AzureError"
+	// Of events only. Events that differ in nothing but their text are one event.
+	ReasonRestored  = "Restored"  // it was missing in Azure
+	ReasonCorrected = "Corrected" // it was another one in Azure
+	ReasonAbandoned = "Abandoned" // it is left behind there
 	// Usable.
 	ReasonExchanged = "Exchanged"
 	ReasonWaiting   = "Waiting"
@@ -192,7 +196,7 @@ func (e Events) About(ctx context.Context, f *lanyard.FederatedIdentity, warn bo
 	}
 	e.Recorder.Eventf(&corev1.ObjectReference{
 		APIVersion: "v1", Kind: "ServiceAccount", Namespace: account.Namespace, Name: account.Name, UID: account.UID, ResourceVersion: account.ResourceVersion,
-	}, nil, kind, reason, action, "%s", note)
+	}, about, kind, reason, action, "%s", note)
 }
 
 // Account is an empty ServiceAccount of which only the metadata is read.
