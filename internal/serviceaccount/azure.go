@@ -47,7 +47,14 @@ func (a *Azure) directory() (*graph.Client, error) {
 
 func (a *Azure) credentials() *federated.Client {
 	if a.federated == nil {
-		a.federated = &federated.Client{Credential: a.Credential, Cloud: a.Cloud, Options: a.options()}
+		o := a.options()
+		if o.Retry.StatusCodes == nil { // a moment's throttling is waited for here
+			o.Retry.StatusCodes = []int{
+				http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusInternalServerError,
+				http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout,
+			}
+		}
+		a.federated = &federated.Client{Credential: a.Credential, Cloud: a.Cloud, Options: o}
 	}
 	return a.federated
 }
@@ -86,11 +93,16 @@ func (r *Runner) again(ctx context.Context, do func() error, later func(error) b
 	}
 	limit := time.NewTimer(propagation)
 	defer limit.Stop()
+	var last error
 	for {
 		err := do()
+		if err != nil && last != nil && ctx.Err() != nil {
+			return fmt.Errorf("%w, while waiting for this to pass: %w", ctx.Err(), last)
+		}
 		if err == nil || !later(err) {
 			return err
 		}
+		last = err
 		pause := wait
 		var throttled *federated.Throttled
 		if errors.As(err, &throttled) {

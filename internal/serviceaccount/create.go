@@ -59,7 +59,12 @@ func (r *Runner) createApplication(ctx context.Context) error {
 	}
 	r.app = &app
 	r.found(federated.Parent{Kind: federated.Application, ObjectID: app.ID, ClientID: app.AppID, DisplayName: app.DisplayName})
-	r.step(PhaseApplication, action, "application "+app.DisplayName, app.ID, "client id "+app.AppID)
+	detail := "client id " + app.AppID
+	if action == unchanged && r.Options.ApplicationClientID == "" && r.Options.ApplicationObjectID == "" {
+		// Anybody who may register applications may have chosen this name before.
+		detail += "; it was there before, and whoever owns it can act as it: az ad app owner list --id " + app.AppID
+	}
+	r.step(PhaseApplication, action, "application "+app.DisplayName, app.ID, detail)
 	return r.createPrincipal(ctx, g, app)
 }
 

@@ -3,8 +3,11 @@ package serviceaccount_test
 import (
 	"context"
 	"fmt"
+	"io"
 	"maps"
+	"net/http"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -34,6 +37,7 @@ type desk struct {
 	who       azcore.TokenCredential
 	cluster   client.Client
 	namespace string
+	faults    []*fault
 	steps     []string // "phase action" of the last run
 	result    serviceaccount.Result
 }
@@ -70,7 +74,35 @@ func (d *desk) azure() *serviceaccount.Azure {
 	if err != nil {
 		d.Fatal(err)
 	}
-	return &serviceaccount.Azure{Cloud: c, Credential: d.who, TenantID: d.cloud.Tenant.ID, SubscriptionID: d.cloud.Subscription, Options: d.cloud.Options()}
+	options := d.cloud.Options()
+	options.Transport = d
+	return &serviceaccount.Azure{Cloud: c, Credential: d.who, TenantID: d.cloud.Tenant.ID, SubscriptionID: d.cloud.Subscription, Options: options}
+}
+
+// A fault answers the next requests of a kind in the cloud's place.
+type fault struct {
+	method, path string // the end of the path's collection
+	times        int
+	status       int
+	body         string
+	then         func() // may be nil
+}
+
+// Do sends a request to the cloud, or to a fault.
+func (d *desk) Do(req *http.Request) (*http.Response, error) {
+	for _, f := range d.faults {
+		if f.times > 0 && req.Method == f.method && strings.Contains(req.URL.Path, f.path) {
+			f.times--
+			if f.then != nil {
+				f.then()
+			}
+			return &http.Response{
+				StatusCode: f.status, Status: http.StatusText(f.status), Request: req, ProtoMajor: 1, ProtoMinor: 1,
+				Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(strings.NewReader(f.body)),
+			}, nil
+		}
+	}
+	return d.cloud.Client.Do(req)
 }
 
 func (d *desk) graph() *graph.Client {

@@ -201,6 +201,11 @@ func summary(w io.Writer, r serviceaccount.Result) {
 next: pods say that they want the identity, by a label on the pod (not on the service account):
   kubectl -n %s patch deployment NAME --type merge -p '{"spec":{"template":{"metadata":{"labels":{"azure.workload.identity/use":"true"}},"spec":{"serviceAccountName":"%s"}}}}'
 `, a.Namespace, a.Name)
+	if r.FederatedCredential != nil && slices.ContainsFunc(r.Steps, func(s serviceaccount.Step) bool {
+		return s.Phase == serviceaccount.PhaseFederated && s.Action != "unchanged"
+	}) {
+		fmt.Fprintln(w, "wait a minute before: Entra takes a while to accept a new credential, and remembers that it did not")
+	}
 }
 
 // complete offers fixed values for a flag.
