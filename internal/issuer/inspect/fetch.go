@@ -71,10 +71,12 @@ func (f Fetcher) Fetch(ctx context.Context, name string) (p Public, found Findin
 	if p.Configuration.JWKSURI != issuer.KeysURL(name) {
 		found.add(Odd, "jwks-uri-elsewhere", fmt.Sprintf("jwks_uri is %q, not %q: make sure that keys are published there", p.Configuration.JWKSURI, issuer.KeysURL(name)), "")
 	}
+	if a, err := netip.ParseAddr(uri.Hostname()); err == nil && !onInternet(a) && !strings.HasPrefix(p.Configuration.JWKSURI, "https://"+hostOf(name)+"/") {
+		found.add(Wrong, "jwks-uri-wrong", fmt.Sprintf("jwks_uri is %q: that is the API server's own address, as it is without --service-account-jwks-uri", p.Configuration.JWKSURI),
+			"set that flag to "+issuer.KeysURL(name)+", or publish with lanyard issuer publish, which writes the right one")
+		return p, found
+	}
 	if data, finding = f.get(ctx, p.Configuration.JWKSURI, "key set"); finding != nil {
-		if finding.Code == "private-address" && p.Configuration.JWKSURI != issuer.KeysURL(name) {
-			finding.Code, finding.Fix = "jwks-uri-wrong", "jwks_uri is the API server's own address, as it is without --service-account-jwks-uri: set that flag to "+issuer.KeysURL(name)+", or publish with lanyard issuer publish, which writes the right one"
-		}
 		found = append(found, *finding)
 		return p, found
 	}
@@ -87,6 +89,14 @@ func (f Fetcher) Fetch(ctx context.Context, name string) (p Public, found Findin
 		return p, found
 	}
 	return p, append(found, checkKeys(p.Keys)...)
+}
+
+func hostOf(issuer string) string {
+	u, err := url.Parse(issuer)
+	if err != nil {
+		return ""
+	}
+	return u.Host
 }
 
 // compareIssuer names the way in which two issuers differ.
@@ -112,12 +122,17 @@ func checkKeys(keys []issuer.Key) (found Findings) {
 	if len(keys) > issuer.MaxKeys {
 		found.add(Wrong, "too-many-keys", fmt.Sprintf("the key set has %d keys, and Entra reads only the first %d", len(keys), issuer.MaxKeys), "remove the keys that sign nothing any more")
 	}
-	seen := map[string]bool{}
+	seen := map[string]int{}
 	for _, k := range keys {
-		if seen[k.ID] {
+		seen[k.ID]++
+		switch seen[k.ID] {
+		case 1:
+		case 2:
 			found.add(Wrong, "key-id-twice", fmt.Sprintf("the key id %q is there twice", k.ID), "")
+			continue
+		default:
+			continue
 		}
-		seen[k.ID] = true
 		if err := k.Validate(); err != nil {
 			found.add(Odd, "key-unusable", err.Error(), "")
 		}
