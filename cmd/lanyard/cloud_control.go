@@ -166,6 +166,8 @@ type settingsFlags struct {
 	retryAfter       time.Duration
 	perPatch, per    int
 	limits, updates  bool
+
+	propagation, cache, write, refetch time.Duration // of federated credentials and issuers' keys
 }
 
 func (f *settingsFlags) add(cmd *cobra.Command) {
@@ -175,7 +177,11 @@ func (f *settingsFlags) add(cmd *cobra.Command) {
 	flags.DurationVar(&f.retryAfter, "operation-retry-after", 0, "what clients are told to wait between looks at such a change; 0 is 1s")
 	flags.IntVar(&f.perPatch, "identities-per-patch", 0, "how many identities one request may list; 0 is any number")
 	flags.IntVar(&f.per, "identities-per-machine", 0, "how many identities a machine can have; 0 is any number")
-	flags.BoolVar(&f.limits, "limits", false, "throttle as Azure does: ARM per principal and hour, IMDS per machine")
+	flags.BoolVar(&f.limits, "limits", false, "throttle as Azure does: ARM per principal and hour, managed identities per second, IMDS per machine")
+	flags.DurationVar(&f.propagation, "federated-propagation", 0, "how long until a changed federated credential counts at the token endpoint")
+	flags.DurationVar(&f.cache, "federated-cache", 0, "how long the token endpoint remembers what a request met that came before that")
+	flags.DurationVar(&f.write, "federated-write", 0, "how long ARM takes to write a federated credential; another write meanwhile is refused with 409")
+	flags.DurationVar(&f.refetch, "jwks-refetch", 0, "least time between two fetches of an issuer's keys because of an unknown one; 0 is 1m")
 	flags.BoolVar(&f.updates, "metadata-updates", false, "IMDS answers 410 while its machine is being changed")
 }
 
@@ -194,6 +200,10 @@ func (f *settingsFlags) apply(cmd *cobra.Command, s control.Settings) control.Se
 		"identities-per-machine": func() { s.IdentitiesPerMachine = f.per },
 		"limits":                 func() { s.Limits = f.limits },
 		"metadata-updates":       func() { s.MetadataUpdates = f.updates },
+		"federated-propagation":  func() { s.FederatedPropagation = fault.Duration(f.propagation) },
+		"federated-cache":        func() { s.FederatedCache = fault.Duration(f.cache) },
+		"federated-write":        func() { s.FederatedWrite = fault.Duration(f.write) },
+		"jwks-refetch":           func() { s.JWKSRefetch = fault.Duration(f.refetch) },
 	} {
 		if cmd.Flags().Changed(name) {
 			set()
@@ -214,6 +224,7 @@ given leave a setting as it is.`,
 		Example: `  lanyard cloud settings
   lanyard cloud settings --realistic
   lanyard cloud settings --operation-duration 30s --limits=false
+  lanyard cloud settings --federated-propagation 20s --federated-cache 1m
   lanyard cloud settings --quick`,
 		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -232,8 +243,10 @@ given leave a setting as it is.`,
 				}
 			}
 			return flags.show(cmd.OutOrStdout(), s, func(w io.Writer) error {
-				_, err := fmt.Fprintf(w, "operation duration      %v\noperation retry-after   %v\nidentities per patch    %d\nidentities per machine  %d\nlimits                  %t\nmetadata updates        %t\n",
-					time.Duration(s.OperationDuration), time.Duration(s.OperationRetryAfter), s.IdentitiesPerPatch, s.IdentitiesPerMachine, s.Limits, s.MetadataUpdates)
+				_, err := fmt.Fprintf(w, "operation duration      %v\noperation retry-after   %v\nidentities per patch    %d\nidentities per machine  %d\nlimits                  %t\nmetadata updates        %t\n"+
+					"federated propagation   %v\nfederated cache         %v\nfederated write         %v\njwks refetch            %v\n",
+					time.Duration(s.OperationDuration), time.Duration(s.OperationRetryAfter), s.IdentitiesPerPatch, s.IdentitiesPerMachine, s.Limits, s.MetadataUpdates,
+					time.Duration(s.FederatedPropagation), time.Duration(s.FederatedCache), time.Duration(s.FederatedWrite), time.Duration(s.JWKSRefetch))
 				return err
 			})
 		},

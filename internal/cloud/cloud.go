@@ -53,6 +53,7 @@ import (
 	"github.com/lanyard-id/lanyard/internal/cloud/login"
 	"github.com/lanyard-id/lanyard/internal/cloud/management"
 	"github.com/lanyard-id/lanyard/internal/cloud/management/compute"
+	"github.com/lanyard-id/lanyard/internal/cloud/management/identity"
 	"github.com/lanyard-id/lanyard/internal/cloud/metadata"
 	"github.com/lanyard-id/lanyard/internal/cloud/registration"
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
@@ -161,12 +162,23 @@ func open(config Config, db *state.DB) (*Cloud, error) {
 	if issuers == nil {
 		issuers = c.issuerClient()
 	}
-	if c.login, err = login.New(login.Config{DB: db, Issuers: issuers, Now: c.now, Logger: c.logger}); err != nil {
+	if c.login, err = login.New(login.Config{
+		DB: db, Issuers: issuers, Now: c.now, Logger: c.logger,
+		Refetch: func() time.Duration { return time.Duration(c.Settings().JWKSRefetch) },
+		Propagation: func() login.Propagation {
+			s := c.Settings()
+			return login.Propagation{Delay: time.Duration(s.FederatedPropagation), Cache: time.Duration(s.FederatedCache)}
+		},
+	}); err != nil {
 		return nil, err
 	}
 	c.management = &management.Server{
 		DB: db, Verify: c.login.Verify, VaultDeleted: vault.DeleteVault, StorageDeleted: blob.DeleteAccount, Compute: c.computeSettings, Now: c.now, Logger: c.logger,
 		Limits: func() bool { return c.Settings().Limits },
+		Identity: identity.Config{
+			Changed:   c.login.FederatedChanged,
+			WriteTime: func() time.Duration { return time.Duration(c.Settings().FederatedWrite) },
+		},
 	}
 	c.metadata = &metadata.Server{
 		DB: db, Tokens: c.login.ManagedIdentityToken, Settle: c.management.Settle, Now: c.now, Logger: c.logger,
@@ -181,7 +193,7 @@ func open(config Config, db *state.DB) (*Cloud, error) {
 	for _, h := range []string{azure.HostManagement, azure.HostManagementClassic} {
 		c.hosts[h] = c.management.Handler()
 	}
-	c.graph = &graph.Server{DB: db, Verify: c.login.Verify, Now: c.now, Logger: c.logger}
+	c.graph = &graph.Server{DB: db, Verify: c.login.Verify, Changed: c.login.FederatedChanged, Now: c.now, Logger: c.logger}
 	c.hosts[azure.HostGraph] = c.graph.Handler()
 	for _, h := range []string{hostGraphClassic, azure.SuffixVault} {
 		c.hosts[h] = http.HandlerFunc(c.notServed)

@@ -64,6 +64,13 @@ func ApplicationNotFound(clientID, tenantName string) *Error {
 		" You may have sent your authentication request to the wrong tenant.", shown(clientID), tenantName)
 }
 
+// NoServicePrincipal: the application is registered, and its service
+// principal is missing: az ad sp create.
+func NoServicePrincipal(appID, tenantName string) *Error {
+	return refuse(http.StatusUnauthorized, 7000229, "invalid_client", "The client application %s is missing service principal in the tenant %s."+
+		" See instructions here: https://go.microsoft.com/fwlink/?linkid=2225119", appID, tenantName)
+}
+
 // InvalidSecret: the client secret is not one of the application's.
 func InvalidSecret(appID string) *Error {
 	return invalidClient(7000215, "Invalid client secret provided. Ensure the secret being sent in the request is the client secret value,"+

@@ -41,6 +41,7 @@ import (
 	"github.com/lanyard-id/lanyard/internal/cloud/management"
 	provider "github.com/lanyard-id/lanyard/internal/cloud/management/arm"
 	"github.com/lanyard-id/lanyard/internal/cloud/management/compute"
+	"github.com/lanyard-id/lanyard/internal/cloud/management/identity"
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
 )
 
@@ -62,6 +63,9 @@ type Cloud struct {
 	// Compute and Limits are the settings of Resource Manager. They must not change while requests run.
 	Compute compute.Settings
 	Limits  bool
+	// Propagation and FederatedWrite are those of federated credentials: see control.Settings. The same holds.
+	Propagation    login.Propagation
+	FederatedWrite time.Duration
 
 	secret string
 	server *httptest.Server
@@ -79,12 +83,13 @@ func New(t testing.TB) *Cloud {
 	}
 	c := &Cloud{T: t, DB: db, Subscription: SubscriptionID, Log: &Buffer{}, hosts: map[string]http.Handler{}}
 	logger := c.Logger()
-	if c.Login, err = login.New(login.Config{DB: db, Now: c.Now, Logger: logger}); err != nil {
+	if c.Login, err = login.New(login.Config{DB: db, Now: c.Now, Logger: logger, Propagation: func() login.Propagation { return c.Propagation }}); err != nil {
 		t.Fatal(err)
 	}
 	c.Management = &management.Server{
 		DB: db, Verify: c.Login.Verify, StorageDeleted: blob.DeleteAccount, Now: c.Now, Logger: logger,
 		Compute: func() compute.Settings { return c.Compute }, Limits: func() bool { return c.Limits },
+		Identity: identity.Config{Changed: c.Login.FederatedChanged, WriteTime: func() time.Duration { return c.FederatedWrite }},
 	}
 	c.Update(func(tx *state.Tx) error {
 		if c.Tenant, err = directory.PutTenant(tx, directory.Tenant{DisplayName: "Contoso"}); err != nil {
@@ -103,7 +108,7 @@ func New(t testing.TB) *Cloud {
 		c.Handle(h, c.Login.Handler())
 	}
 	c.Handle(azure.HostManagement, c.checked(c.Management.Handler()))
-	c.Graph = &graph.Server{DB: db, Verify: c.Login.Verify, Now: c.Now, Logger: logger}
+	c.Graph = &graph.Server{DB: db, Verify: c.Login.Verify, Changed: c.Login.FederatedChanged, Now: c.Now, Logger: logger}
 	c.Handle(azure.HostGraph, c.checked(c.Graph.Handler()))
 	blobs := &blob.Server{DB: db, Verify: c.Login.Verify, Now: c.Now, Logger: logger}
 	c.Handle(azure.SuffixBlob, c.checked(blobs.Handler()))

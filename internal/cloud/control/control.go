@@ -39,16 +39,29 @@ type Settings struct {
 	// MetadataUpdates makes the token endpoint of a machine answer 410 while Resource Manager changes the machine, for at
 	// most 70 seconds.
 	MetadataUpdates bool `json:"metadataUpdates"`
+
+	// FederatedPropagation is how long it takes until a new, changed or deleted federated credential counts at the token
+	// endpoint. A request that comes too early is remembered for FederatedCache: what it saw stays so long.
+	FederatedPropagation fault.Duration `json:"federatedPropagation"`
+	FederatedCache       fault.Duration `json:"federatedCache"`
+	// FederatedWrite is how long Resource Manager takes to write a federated credential; another write to the same
+	// identity meanwhile is refused with 409.
+	FederatedWrite fault.Duration `json:"federatedWrite"`
+	// JWKSRefetch is the least time between two fetches of an issuer's keys for the sake of an unknown key id; 0 means one
+	// minute, less than 100 ms means 100 ms.
+	JWKSRefetch fault.Duration `json:"jwksRefetch"`
 }
 
 // Realistic are the settings nearest to Azure.
 func Realistic() Settings {
 	return Settings{OperationDuration: fault.Duration(2 * time.Second), OperationRetryAfter: fault.Duration(time.Second),
-		IdentitiesPerPatch: 150, Limits: true, MetadataUpdates: true}
+		IdentitiesPerPatch: 150, Limits: true, MetadataUpdates: true,
+		FederatedPropagation: fault.Duration(10 * time.Second), FederatedCache: fault.Duration(time.Minute), FederatedWrite: fault.Duration(500 * time.Millisecond)}
 }
 
 func (s Settings) validate() error {
-	if s.OperationDuration < 0 || s.OperationRetryAfter < 0 || s.IdentitiesPerPatch < 0 || s.IdentitiesPerMachine < 0 {
+	if s.IdentitiesPerPatch < 0 || s.IdentitiesPerMachine < 0 ||
+		min(s.OperationDuration, s.OperationRetryAfter, s.FederatedPropagation, s.FederatedCache, s.FederatedWrite, s.JWKSRefetch) < 0 {
 		return errors.New("a setting is negative")
 	}
 	return nil

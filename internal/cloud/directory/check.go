@@ -170,7 +170,7 @@ func (c *checker) federated() {
 		if err := fc.validate(); err != nil {
 			c.failf("federated credential %q: %w", k, err)
 		}
-		pair := parent + "\x00" + fc.Issuer + "\x00" + fc.Subject
+		pair := parent + "\x00" + fc.Issuer + "\x00" + fc.Subject + "\x00" + fc.Expression
 		if other, ok := seen[pair]; ok {
 			c.failf("federated credentials %q and %q of %s have the same issuer and subject", other, fc.Name, parent)
 		}

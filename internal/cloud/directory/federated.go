@@ -39,6 +39,7 @@ var (
 	ErrFederatedSubject     = fmt.Errorf("federated identity credential subject is invalid: %w", ErrInvalid)
 	ErrFederatedDescription = fmt.Errorf("federated identity credential description is invalid: %w", ErrInvalid)
 	ErrFederatedAudience    = fmt.Errorf("federated identity credentials must have exactly one audience: %w", ErrInvalid)
+	ErrFederatedExpression  = fmt.Errorf("claims matching expression is invalid: %w", ErrInvalid)
 	ErrFederatedUnsupported = fmt.Errorf("system-assigned managed identities cannot have federated identity credentials: %w", ErrInvalid)
 	ErrFederatedDuplicate   = fmt.Errorf("issuer and subject combination: %w", ErrExists)
 	ErrFederatedLimit       = fmt.Errorf("a parent can have %d federated identity credentials", MaxFederatedCredentials)
@@ -63,6 +64,11 @@ func PutFederatedCredential(tx *state.Tx, parentID string, fc FederatedCredentia
 	if err := fc.validate(); err != nil {
 		return false, err
 	}
+	if _, isApp, err := ApplicationByID(tx, parentID); err != nil {
+		return false, err
+	} else if fc.Expression != "" && !isApp {
+		return false, fmt.Errorf("%w: managed identities cannot have one", ErrFederatedExpression)
+	}
 	all, err := ListFederatedCredentials(tx, parentID)
 	if err != nil {
 		return false, err
@@ -75,7 +81,7 @@ func PutFederatedCredential(tx *state.Tx, parentID string, fc FederatedCredentia
 			if o.ID != "" {
 				fc.ID = o.ID
 			}
-		} else if o.Issuer == fc.Issuer && o.Subject == fc.Subject {
+		} else if o.Issuer == fc.Issuer && o.Subject == fc.Subject && o.Expression == fc.Expression {
 			return false, fmt.Errorf("%w: %q has it", ErrFederatedDuplicate, o.Name)
 		}
 	}
@@ -148,7 +154,11 @@ func (f FederatedCredential) validate() error {
 	if u, err := url.Parse(f.Issuer); err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
 		return fmt.Errorf("%w: %q must be an https URL without query, fragment or user", ErrFederatedIssuer, f.Issuer)
 	}
-	if err := federatedText(ErrFederatedSubject, f.Subject); err != nil {
+	if f.Expression != "" {
+		if err := f.validateExpression(); err != nil {
+			return err
+		}
+	} else if err := federatedText(ErrFederatedSubject, f.Subject); err != nil {
 		return err
 	}
 	if utf8.RuneCountInString(f.Description) > maxFederatedText || !utf8.ValidString(f.Description) {

@@ -166,10 +166,7 @@ func (c *call) patchFederated() (answer, error) {
 }
 
 func (c *call) putFederated(f directory.FederatedCredential) error {
-	if err := c.changing(); err != nil {
-		return err
-	}
-	_, err := directory.PutFederatedCredential(c.tx, c.id, f)
+	err := c.noted(func() error { _, err := directory.PutFederatedCredential(c.tx, c.id, f); return err })
 	var e *Error
 	switch {
 	case errors.Is(err, directory.ErrFederatedDuplicate):
@@ -187,16 +184,17 @@ func (c *call) putFederated(f directory.FederatedCredential) error {
 	return e
 }
 
-// changing tells what the credentials were before a change.
-func (c *call) changing() error {
-	if c.Changed == nil {
-		return nil
-	}
+// noted makes a change and tells what the credentials were before it.
+func (c *call) noted(change func() error) error {
 	before, err := directory.ListFederatedCredentials(c.tx, c.id)
-	if err == nil {
-		c.Changed(c.id, before)
+	if err != nil {
+		return err
 	}
-	return err
+	if err := change(); err != nil || c.Changed == nil {
+		return err
+	}
+	c.Changed(c.id, before)
+	return nil
 }
 
 func (c *call) deleteFederated() (answer, error) {
@@ -204,9 +202,8 @@ func (c *call) deleteFederated() (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	if err := c.changing(); err != nil {
-		return answer{}, err
-	}
-	_, err = directory.DeleteFederatedCredential(c.tx, c.id, f.Name)
-	return answer{status: http.StatusNoContent}, err
+	return answer{status: http.StatusNoContent}, c.noted(func() error {
+		_, err := directory.DeleteFederatedCredential(c.tx, c.id, f.Name)
+		return err
+	})
 }

@@ -48,7 +48,7 @@ type Server struct {
 	Verify func(ctx context.Context, bearer string, audiences ...string) (login.Claims, error)
 
 	// Changed is told, inside the transaction, that the federated credentials of an application (its object id)
-	// are about to change, and what they were. nil means nobody wants to know.
+	// change, and what they were. nil means nobody wants to know.
 	Changed func(parentID string, before []directory.FederatedCredential)
 
 	Now    func() time.Time // nil means time.Now

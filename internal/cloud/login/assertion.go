@@ -55,6 +55,7 @@ type assertion struct {
 	issuer, subject string
 	audience        []string
 	keyID           string
+	claims          oidc.Object
 }
 
 // checkFederated applies the rules for tokens of other issuers: shape,
@@ -70,7 +71,7 @@ func (s *Server) checkFederated(ctx context.Context, c client, t *oidc.Token) er
 	if err := matchFederated(c.federated, a); err != nil {
 		return err
 	}
-	pub, err := s.issuers.Key(ctx, a.issuer, a.keyID)
+	pub, err := s.issuerKeys().Key(ctx, a.issuer, a.keyID)
 	if errors.Is(err, oidc.ErrKeyNotFound) {
 		return entra.IssuerKeyNotFound(a.keyID, a.issuer).Because(err)
 	}
@@ -86,7 +87,7 @@ func (s *Server) checkFederated(ctx context.Context, c client, t *oidc.Token) er
 // readAssertion reads the members that decide. The algorithm is RS256;
 // Kubernetes writes no typ.
 func readAssertion(t *oidc.Token) (assertion, error) {
-	var a assertion
+	a := assertion{claims: t.Claims}
 	if err := checkType(t); err != nil {
 		return a, err
 	}
@@ -126,8 +127,8 @@ func matchFederated(fcs []directory.FederatedCredential, a assertion) error {
 			continue
 		}
 		issuer = true
-		folded = folded || strings.EqualFold(fc.Subject, a.subject)
-		if fc.Subject != a.subject {
+		folded = folded || fc.Expression == "" && strings.EqualFold(fc.Subject, a.subject)
+		if !matchSubject(fc, a) {
 			continue
 		}
 		subject = true
@@ -144,6 +145,15 @@ func matchFederated(fcs []directory.FederatedCredential, a assertion) error {
 		return entra.SubjectMismatch(a.subject)
 	}
 	return entra.AudienceMismatch(strings.Join(a.audience, ", "))
+}
+
+// matchSubject compares the subject, or what a flexible credential has instead.
+func matchSubject(fc directory.FederatedCredential, a assertion) bool {
+	if fc.Expression == "" {
+		return fc.Subject == a.subject
+	}
+	e, err := directory.ParseExpression(fc.Expression)
+	return err == nil && e.Matches(a.claims.String)
 }
 
 // checkTime applies exp, which must be there, and nbf, which may be, with

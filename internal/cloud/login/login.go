@@ -27,6 +27,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/lanyard-id/lanyard/internal/cloud/directory"
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
 	"github.com/lanyard-id/lanyard/internal/oidc"
 )
@@ -37,17 +38,30 @@ type Config struct {
 	// Issuers fetches the discovery documents and keys of external OIDC
 	// issuers; nil means a client that trusts the system's roots.
 	Issuers *http.Client
-	Now     func() time.Time // nil means time.Now
-	Logger  *slog.Logger     // nil means slog.Default
+	// Refetch is the least time between two fetches of an issuer's keys for
+	// the sake of an unknown key id, read at each request; nil or 0 means one
+	// minute. With another value the keys are forgotten.
+	Refetch func() time.Duration
+	// Propagation is how late federated credentials count, read at each
+	// request; nil means at once.
+	Propagation func() Propagation
+
+	Now    func() time.Time // nil means time.Now
+	Logger *slog.Logger     // nil means slog.Default
 }
 
 // A Server is the token service. Its methods may be called concurrently.
 type Server struct {
 	db      *state.DB
-	issuers *oidc.Client
-	now     func() time.Time
-	logger  *slog.Logger
-	keys    atomic.Pointer[keyring]
+	issuers atomic.Pointer[oidc.Client]
+	refetch func() time.Duration
+
+	propagation func() Propagation
+	replica     replica
+
+	now    func() time.Time
+	logger *slog.Logger
+	keys   atomic.Pointer[keyring]
 }
 
 // New opens the token service on a state file: the signing keys in it are
@@ -56,16 +70,44 @@ func New(c Config) (*Server, error) {
 	if c.DB == nil {
 		return nil, errors.New("login: Config.DB is not set")
 	}
-	s := &Server{db: c.DB, now: c.Now, logger: c.Logger}
+	s := &Server{db: c.DB, now: c.Now, logger: c.Logger, refetch: c.Refetch, propagation: c.Propagation}
+	if s.refetch == nil {
+		s.refetch = func() time.Duration { return 0 }
+	}
+	if s.propagation == nil {
+		s.propagation = func() Propagation { return Propagation{} }
+	}
 	if s.now == nil {
 		s.now = time.Now
 	}
 	if s.logger == nil {
 		s.logger = slog.Default()
 	}
-	s.issuers = &oidc.Client{HTTP: c.Issuers, Now: s.now}
+	s.issuers.Store(&oidc.Client{HTTP: c.Issuers, Now: s.now})
 	if err := s.loadKeys(); err != nil {
 		return nil, fmt.Errorf("loading signing keys: %w", err)
 	}
 	return s, nil
+}
+
+const minRefetch = 100 * time.Millisecond
+
+// issuerKeys finds the keys of issuers, as often as the setting allows.
+func (s *Server) issuerKeys() *oidc.Client {
+	c, want := s.issuers.Load(), s.refetch()
+	if want > 0 {
+		want = max(want, minRefetch) // what was just fetched must last until it is read
+	}
+	if c.Refetch == want {
+		return c
+	}
+	s.issuers.CompareAndSwap(c, &oidc.Client{HTTP: c.HTTP, Now: s.now, Refetch: want})
+	return s.issuers.Load()
+}
+
+// FederatedChanged says that the federated credentials of a parent (object id
+// of the application, principal id of the identity) change now, and what they
+// were before. Who changes them calls it, inside the transaction.
+func (s *Server) FederatedChanged(parentID string, before []directory.FederatedCredential) {
+	s.replica.changed(parentID, before, s.now(), s.propagation())
 }

@@ -95,7 +95,7 @@ func (s *Server) client(tenant directory.Tenant, clientID, resourceName string) 
 			return err
 		}
 		if !ok || sp.TenantID != tenant.ID {
-			return entra.ApplicationNotFound(clientID, tenant.DisplayName)
+			return noPrincipal(tx, tenant, clientID)
 		}
 		c.principal = sp
 		parent := sp.ID
@@ -111,10 +111,23 @@ func (s *Server) client(tenant directory.Tenant, clientID, resourceName string) 
 		if c.federated, err = directory.ListFederatedCredentials(tx, parent); err != nil {
 			return err
 		}
+		c.federated = s.replica.see(parent, c.federated, s.now(), s.propagation())
 		c.resource, c.noResource = findResource(tx, tenant, resourceName)
 		return nil
 	})
 	return c, err
+}
+
+// noPrincipal says what is missing: the application, or only its principal.
+func noPrincipal(tx *state.Tx, tenant directory.Tenant, clientID string) error {
+	app, ok, err := directory.ApplicationByAppID(tx, clientID)
+	switch {
+	case err != nil:
+		return err
+	case ok && app.TenantID == tenant.ID:
+		return entra.NoServicePrincipal(app.AppID, tenant.DisplayName)
+	}
+	return entra.ApplicationNotFound(clientID, tenant.DisplayName)
 }
 
 // authenticate checks the client's credential and says of which kind it is.

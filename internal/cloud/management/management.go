@@ -51,6 +51,8 @@ type Server struct {
 	// StorageDeleted is the same for storage accounts.
 	StorageDeleted func(tx *state.Tx, uniqueID string) error
 
+	Identity identity.Config // the zero value is good
+
 	Compute func() compute.Settings // read at each request; nil means the zero value
 	Limits  func() bool             // whether callers are throttled, read at each request; nil means they are not
 
@@ -76,7 +78,7 @@ func (s *Server) built() *arm.Server {
 func (s *Server) types() arm.Table {
 	var all arm.Table
 	for _, provider := range [][]*arm.Type{
-		resources.Types(), identity.Types(), authorization.Types(), s.compute.Types(), vaults.Types(s.VaultDeleted), storage.Types(s.StorageDeleted),
+		resources.Types(), identity.Types(s.Identity), authorization.Types(), s.compute.Types(), vaults.Types(s.VaultDeleted), storage.Types(s.StorageDeleted),
 	} {
 		all = append(all, provider...)
 	}

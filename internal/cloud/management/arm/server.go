@@ -25,12 +25,14 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/google/uuid"
 
+	"github.com/lanyard-id/lanyard/internal/azure"
 	"github.com/lanyard-id/lanyard/internal/cloud/login"
 	"github.com/lanyard-id/lanyard/internal/cloud/management/budget"
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
@@ -58,6 +60,7 @@ type Server struct {
 	Logger *slog.Logger     // nil means slog.Default
 
 	budgets budget.Budgets
+	rates   budget.Rates
 	writers sync.Map // keys that Call.Exclusive holds
 }
 
@@ -203,6 +206,9 @@ func (s *Server) do(c *Call, path string) (Answer, error) {
 			return Answer{}, err
 		}
 	}
+	if err := c.takeRate(); err != nil {
+		return Answer{}, err
+	}
 	run := s.DB.Update
 	if c.Method == http.MethodGet {
 		run = s.DB.View
@@ -243,7 +249,45 @@ func (c *Call) claim() (release func(), err error) {
 	if _, taken := c.writers.LoadOrStore(key, true); taken {
 		return nil, refusal
 	}
-	return func() { c.writers.Delete(key) }, nil
+	release = func() { c.writers.Delete(key) }
+	if c.Type.WriteTime == nil {
+		return release, nil
+	}
+	if err := pause(c.Context, c.Type.WriteTime()); err != nil {
+		release()
+		return nil, err
+	}
+	return release, nil
+}
+
+// pause waits for d, or until ctx ends.
+func pause(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// takeRate refuses the call if its provider gets too many in a second.
+func (c *Call) takeRate() error {
+	if c.Type.Rate == nil || c.Limits == nil || !c.Limits() {
+		return nil
+	}
+	rate, resource := c.Type.Rate(c)
+	scope, wait := c.rates.Take(c.Method, c.Caller.TenantID, azure.Fold(c.ID.SubscriptionID), resource.Key(), rate, c.Now)
+	if scope == "" {
+		return nil
+	}
+	e := Fault(http.StatusTooManyRequests, "TooManyRequests", "The request rate for the %s has been exceeded. Please retry after %d seconds.", scope, wait)
+	e.Header = http.Header{"Retry-After": {strconv.Itoa(wait)}}
+	return e
 }
 
 // Parameter returns a query parameter; Resource Manager ignores the case of its name.

@@ -4,8 +4,10 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/lanyard-id/lanyard/internal/azure"
+	"github.com/lanyard-id/lanyard/internal/cloud/management/budget"
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
 )
 
@@ -28,6 +30,12 @@ type Type struct {
 	// Exclusive names what a write occupies, and the refusal of another write to the same meanwhile; nil means that
 	// writes wait for each other.
 	Exclusive func(*Call) (key string, refusal *Error)
+	// WriteTime is how long a write occupies what Exclusive names, at least; nil means no longer than it takes.
+	WriteTime func() time.Duration
+
+	// Rate is how many requests a second the provider takes with this method, and about which resource they are
+	// counted. nil means that nobody counts.
+	Rate func(c *Call) (rate budget.Rate, resource azure.ResourceID)
 
 	Versions []string // api versions to tell clients that ask; any is accepted
 }

@@ -7,21 +7,50 @@ import (
 	"errors"
 	"net/http"
 	"regexp"
+	"time"
 
 	"github.com/lanyard-id/lanyard/internal/azure"
 	"github.com/lanyard-id/lanyard/internal/cloud/directory"
 	"github.com/lanyard-id/lanyard/internal/cloud/management/arm"
+	"github.com/lanyard-id/lanyard/internal/cloud/management/budget"
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
 )
 
 const typeSystem = "Microsoft.ManagedIdentity/identities"
 
+// Config is what the provider asks of the rest of the cloud. The zero value is good.
+type Config struct {
+	// Changed is told, inside the transaction, that the federated credentials of an identity (its principal id)
+	// change, and what they were. nil means nobody wants to know.
+	Changed func(principalID string, before []directory.FederatedCredential)
+	// WriteTime is how long a write of a federated credential takes, and refuses others to the same identity; nil
+	// means no longer than it must.
+	WriteTime func() time.Duration
+}
+
+// rate is how many requests a second the provider takes.
+// Source: https://learn.microsoft.com/azure/azure-resource-manager/management/azure-subscription-service-limits#managed-identity-limits
+func rate(c *arm.Call) (budget.Rate, azure.ResourceID) {
+	about := c.ID
+	if len(about.Types) > 1 {
+		about = about.Parent()
+	}
+	switch {
+	case c.Collection:
+		return budget.Rate{Tenant: 15, Subscription: 5, Resource: 0.25}, about
+	case c.Method == http.MethodGet:
+		return budget.Rate{Tenant: 30, Subscription: 10, Resource: 0.5}, about
+	}
+	return budget.Rate{Tenant: 10, Subscription: 2, Resource: 0.25}, about
+}
+
 // Types are the provider's resource types.
-func Types() []*arm.Type {
+func Types(config Config) []*arm.Type {
 	versions := []string{"2024-11-30", "2023-01-31", "2022-01-31-preview", "2018-11-30"}
 	return []*arm.Type{
-		arm.Tracked(arm.Type{Name: azure.TypeManagedIdentity, Versions: versions, Render: render, Remove: remove, Put: put, Patch: (*arm.Call).PatchTags}),
-		{Name: azure.TypeFederatedCredential, Versions: versions, Exclusive: exclusive, List: listFederated, Get: getFederated, Put: putFederated, Delete: deleteFederated},
+		arm.Tracked(arm.Type{Name: azure.TypeManagedIdentity, Versions: versions, Render: render, Remove: remove, Put: put, Patch: (*arm.Call).PatchTags, Rate: rate}),
+		{Name: azure.TypeFederatedCredential, Versions: versions, Exclusive: exclusive, WriteTime: config.WriteTime, Rate: rate,
+			List: listFederated, Get: getFederated, Put: config.putFederated, Delete: config.deleteFederated},
 		{Name: typeSystem, Place: arm.Anywhere, Versions: versions, Get: getSystemIdentity},
 	}
 }
@@ -158,7 +187,20 @@ func getFederated(c *arm.Call) (arm.Answer, error) {
 	return arm.OK(renderFederated(c, parent, f)), nil
 }
 
-func putFederated(c *arm.Call) (arm.Answer, error) {
+// noted makes a change and tells what the credentials were before it.
+func (config Config) noted(c *arm.Call, principalID string, change func() error) error {
+	before, err := directory.ListFederatedCredentials(c.Tx, principalID)
+	if err != nil {
+		return err
+	}
+	if err := change(); err != nil || config.Changed == nil {
+		return err
+	}
+	config.Changed(principalID, before)
+	return nil
+}
+
+func (config Config) putFederated(c *arm.Call) (arm.Answer, error) {
 	r, parent, err := parentIdentity(c)
 	if err != nil {
 		return arm.Answer{}, err
@@ -177,8 +219,11 @@ func putFederated(c *arm.Call) (arm.Answer, error) {
 		return arm.Answer{}, arm.InvalidBody(err)
 	}
 	f := directory.FederatedCredential{Name: c.ID.Name(), Issuer: p.Issuer, Subject: p.Subject, Audiences: p.Audiences}
-	created, err := directory.PutFederatedCredential(c.Tx, r.PrincipalID, f)
-	if err != nil {
+	var created bool
+	if err := config.noted(c, r.PrincipalID, func() (err error) {
+		created, err = directory.PutFederatedCredential(c.Tx, r.PrincipalID, f)
+		return err
+	}); err != nil {
 		return arm.Answer{}, federatedFault(f, err)
 	}
 	if f, _, err = directory.GetFederatedCredential(c.Tx, r.PrincipalID, f.Name); err != nil { // a replacement keeps the name's case
@@ -213,7 +258,7 @@ func federatedFault(f directory.FederatedCredential, err error) error {
 	return e
 }
 
-func deleteFederated(c *arm.Call) (arm.Answer, error) {
+func (config Config) deleteFederated(c *arm.Call) (arm.Answer, error) {
 	r, _, err := parentIdentity(c)
 	var e *arm.Error
 	if errors.As(err, &e) && e.Status == http.StatusNotFound {
@@ -222,8 +267,11 @@ func deleteFederated(c *arm.Call) (arm.Answer, error) {
 	if err != nil {
 		return arm.Answer{}, err
 	}
-	existed, err := directory.DeleteFederatedCredential(c.Tx, r.PrincipalID, c.ID.Name())
-	if err != nil {
+	var existed bool
+	if err := config.noted(c, r.PrincipalID, func() (err error) {
+		existed, err = directory.DeleteFederatedCredential(c.Tx, r.PrincipalID, c.ID.Name())
+		return err
+	}); err != nil {
 		return arm.Answer{}, err
 	}
 	if !existed {
