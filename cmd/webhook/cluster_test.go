@@ -79,6 +79,8 @@ func TestTheProgramServesUntilItIsToldToEnd(t *testing.T) {
 	for _, want := range []string{
 		`azwi_mutation_request_count{decision="mutated"} 0`, "lanyard_webhook_annotated_service_accounts 0",
 		"lanyard_webhook_certificate_expiry_timestamp_seconds 1.", "go_goroutines",
+		`controller_runtime_webhook_requests_total{code="200",webhook="/mutate-v1-pod"} 0`, `controller_runtime_webhook_requests_in_flight{webhook="/mutate-v1-pod"} 0`,
+		"controller_runtime_webhook_panics_total 0", `controller_runtime_webhook_latency_seconds_count{webhook="/mutate-v1-pod"} 0`,
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("metrics lack %q:\n%s", want, text)

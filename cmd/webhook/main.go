@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"syscall"
 
@@ -71,7 +72,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if err != nil {
 		return err
 	}
-	accounts := &webhook.AccountCache{Logger: logger}
+	accounts := &webhook.AccountCache{Listed: settle(getenv("GOGC") == ""), Logger: logger}
 	if accounts.Client, err = metadata.NewForConfig(config); err != nil {
 		return fmt.Errorf("making the metadata client: %w", err)
 	}
@@ -173,4 +174,26 @@ func clientConfig(kubeconfig string) (*rest.Config, error) {
 	// priority and fairness protects it.
 	config.QPS, config.Burst = 200, 400
 	return config, nil
+}
+
+// How much may be made before the garbage is collected, in percent of what
+// lives. The list of a large cluster's accounts is the most that is ever held
+// at a time; later a collection for every few hundred reviews would cost as
+// much as they do.
+const (
+	whileListing   = 40
+	whileAnswering = 75
+)
+
+// settle sets the first percentage and returns what is to be done when the
+// list is complete. An operator who sets GOGC decides.
+func settle(ours bool) func() {
+	if !ours {
+		return nil
+	}
+	debug.SetGCPercent(whileListing)
+	return func() {
+		debug.FreeOSMemory()
+		debug.SetGCPercent(whileAnswering)
+	}
 }

@@ -82,12 +82,11 @@ func TestBadSettingsAreExplained(t *testing.T) {
 			"AZURE_KUBERNETES_CA_CTB_LABEL_SELECTOR needs AZURE_KUBERNETES_CA_CTB_SIGNER_NAME"},
 		"a selector that is none": {endpoint, map[string]string{"AZURE_TENANT_ID": "t", "AZURE_KUBERNETES_CA_CTB_SIGNER_NAME": "x/y", "AZURE_KUBERNETES_CA_CTB_LABEL_SELECTOR": "app=x"},
 			"write a label selector as JSON"},
-		"an endpoint over HTTP":     {endpoint, map[string]string{"AZURE_TENANT_ID": "t", "AZURE_KUBERNETES_TOKEN_PROXY": "http://proxy"}, "write an https URL"},
-		"an endpoint without flags": {nil, map[string]string{"AZURE_TENANT_ID": "t", "AZURE_KUBERNETES_TOKEN_PROXY": "https://proxy"}, "have no effect: set both flags or remove the variables"},
-		"an unknown log level":      {[]string{"--log-level=loud"}, tenant, "use debug, info, warn or error"},
-		"another backend":           {[]string{"--metrics-backend=x"}, tenant, "use prometheus"},
-		"an argument":               {[]string{"serve"}, tenant, `unexpected argument "serve"`},
-		"an unknown flag":           {[]string{"--nope"}, tenant, "flag provided but not defined"},
+		"an endpoint over HTTP": {endpoint, map[string]string{"AZURE_TENANT_ID": "t", "AZURE_KUBERNETES_TOKEN_PROXY": "http://proxy"}, "write an https URL"},
+		"an unknown log level":  {[]string{"--log-level=loud"}, tenant, "use debug, info, warn or error"},
+		"another backend":       {[]string{"--metrics-backend=x"}, tenant, "use prometheus"},
+		"an argument":           {[]string{"serve"}, tenant, `unexpected argument "serve"`},
+		"an unknown flag":       {[]string{"--nope"}, tenant, "flag provided but not defined"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := parse(tc.args, environment(tc.env), &bytes.Buffer{}); err == nil || !strings.Contains(err.Error(), tc.want) {
@@ -146,6 +145,25 @@ func TestTheCustomTokenEndpointIsRead(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, s.Endpoint); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestSettingsWithoutEffectAreNoted(t *testing.T) {
+	for name, tc := range map[string]struct {
+		args []string
+		env  map[string]string
+		want string
+	}{
+		"an endpoint without flags": {nil, map[string]string{"AZURE_TENANT_ID": "t", "AZURE_KUBERNETES_TOKEN_PROXY": "https://proxy"}, "have no effect without --custom-token-endpoint-annotation-suffix"},
+		"an endpoint without a URL": {[]string{"--custom-token-endpoint-annotation-suffix=x", "--custom-token-endpoint-audience=api://x"}, map[string]string{"AZURE_TENANT_ID": "t"},
+			"AZURE_KUBERNETES_TOKEN_PROXY is not set: pods with the annotation azure.workload.identity/use-x get a token"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, err := parse(tc.args, environment(tc.env), &bytes.Buffer{})
+			if err != nil || len(s.notes) != 1 || !strings.Contains(s.notes[0], tc.want) {
+				t.Errorf("notes %q, %v; want %q", s.notes, err, tc.want)
+			}
+		})
 	}
 }
 

@@ -133,7 +133,10 @@ func (s *settings) readEndpoint(getenv func(string) string) error {
 	e.Proxy, e.SNIName = getenv("AZURE_KUBERNETES_TOKEN_PROXY"), getenv("AZURE_KUBERNETES_SNI_NAME")
 	e.CAData, e.CAConfigMap = getenv("AZURE_KUBERNETES_CA_DATA"), getenv("AZURE_KUBERNETES_CA_CONFIGMAP_NAME")
 	e.CASigner = getenv("AZURE_KUBERNETES_CA_CTB_SIGNER_NAME")
-	if e.Suffix != "" && e.Proxy == "" {
+	switch described := e.Proxy != "" || e.SNIName != "" || e.CAData != "" || e.CAConfigMap != "" || e.CASigner != ""; {
+	case described && e.Suffix == "" && e.Audience == "":
+		s.notes = append(s.notes, "AZURE_KUBERNETES_... variables have no effect without --custom-token-endpoint-annotation-suffix and --custom-token-endpoint-audience: set both flags or remove the variables")
+	case e.Suffix != "" && e.Proxy == "":
 		s.notes = append(s.notes, "AZURE_KUBERNETES_TOKEN_PROXY is not set: pods with the annotation "+workloadidentity.AnnotationUsePrefix+e.Suffix+" get a token for the custom audience, but not where to exchange it")
 	}
 	const name = "AZURE_KUBERNETES_CA_CTB_LABEL_SELECTOR"

@@ -28,6 +28,8 @@ func (a accounts) ServiceAccount(ctx context.Context, namespace, name string) (m
 	switch name {
 	case "unreadable":
 		return mutation.ServiceAccount{}, errors.New("dial tcp 10.0.0.1:443: connection refused")
+	case "panic":
+		panic("a bug")
 	case "slow":
 		<-ctx.Done()
 		return mutation.ServiceAccount{}, ctx.Err()
@@ -103,6 +105,8 @@ func TestReviewsAreAnswered(t *testing.T) {
 			message: "service account default/unreadable could not be read", notMessage: "10.0.0.1", log: "10.0.0.1:443: connection refused", counted: decisionFailed},
 		"a slow API server is answered for in time": {body: labelled("slow"), query: "?timeout=100ms", code: 503,
 			message: "could not be read", log: "deadline exceeded", counted: decisionFailed},
+		"a panic is a denial without the reason": {body: labelled("panic"), code: 500,
+			message: "the workload identity webhook failed; its log says why", notMessage: "a bug", log: "panic: a bug", counted: decisionFailed},
 		"a bad annotation is explained": {body: labelled("bad-sa"), code: 400,
 			message: "token expiration 1 not valid. Expected value to be between 3600 and 86400", log: "pod denied", counted: decisionDenied},
 		"a pod of wrong form is refused": {body: createPod(`{"spec":[]}`), code: 400, message: "spec is not an object", log: "pod denied", counted: decisionDenied},
@@ -212,5 +216,38 @@ func TestTheAnswerComesBeforeTheAPIServerGivesUp(t *testing.T) {
 		if got := budget(httptest.NewRequest(http.MethodPost, "/"+query, nil)); got != want {
 			t.Errorf("%q: %v, want %v", query, got, want)
 		}
+	}
+}
+
+// The names of v1.6's metrics, and the denials that they do not show.
+func TestRefusalsAreVisibleInTheMetrics(t *testing.T) {
+	f := newFixture(t)
+	for _, account := range []string{"pod-identity-sa", "nobody", "unreadable", "panic"} {
+		f.post(t, "application/json", "", createPod(fmt.Sprintf(labelledPod, account)))
+	}
+	f.post(t, "text/plain", "", "")
+	const want = `
+# HELP controller_runtime_webhook_panics_total Requests that ended in a panic.
+# TYPE controller_runtime_webhook_panics_total counter
+controller_runtime_webhook_panics_total 1
+# HELP controller_runtime_webhook_requests_in_flight Requests that are being answered.
+# TYPE controller_runtime_webhook_requests_in_flight gauge
+controller_runtime_webhook_requests_in_flight{webhook="/mutate-v1-pod"} 0
+# HELP controller_runtime_webhook_requests_total Requests by HTTP status. A denial is an answer with 200.
+# TYPE controller_runtime_webhook_requests_total counter
+controller_runtime_webhook_requests_total{code="200",webhook="/mutate-v1-pod"} 4
+controller_runtime_webhook_requests_total{code="415",webhook="/mutate-v1-pod"} 1
+controller_runtime_webhook_requests_total{code="500",webhook="/mutate-v1-pod"} 0
+# HELP lanyard_webhook_refused_pods_total Pods that were refused: denied is the user's to change, failed the cluster's or the webhook's.
+# TYPE lanyard_webhook_refused_pods_total counter
+lanyard_webhook_refused_pods_total{decision="denied",namespace="default"} 1
+lanyard_webhook_refused_pods_total{decision="failed",namespace="default"} 2
+`
+	if err := testutil.CollectAndCompare(f.metrics, strings.NewReader(want), "controller_runtime_webhook_panics_total", "controller_runtime_webhook_requests_in_flight",
+		"controller_runtime_webhook_requests_total", "lanyard_webhook_refused_pods_total"); err != nil {
+		t.Error(err)
+	}
+	if n := testutil.CollectAndCount(f.metrics, "controller_runtime_webhook_latency_seconds"); n != 1 {
+		t.Errorf("%d latency histograms", n)
 	}
 }

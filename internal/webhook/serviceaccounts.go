@@ -30,6 +30,7 @@ import (
 // accounts is more than everything else in the process.
 type AccountCache struct {
 	Client metadata.Interface // must be set
+	Listed func()             // called whenever all accounts have been read; nil means nothing
 	Logger *slog.Logger       // nil means slog.Default
 
 	mu        sync.RWMutex
@@ -90,6 +91,9 @@ func (c *AccountCache) list(ctx context.Context) (string, error) {
 			}
 		}
 		if options.Continue = page.Continue; options.Continue == "" {
+			if c.Listed != nil {
+				c.Listed() // before the webhook is ready: the first review does not wait for it
+			}
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			c.annotated, c.synced = annotated, true

@@ -43,10 +43,7 @@ func (e TokenEndpoint) validate() error {
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	switch {
 	case e.Suffix == "" && e.Audience == "":
-		if e.Proxy != "" || e.SNIName != "" || e.CAData != "" || e.CAConfigMap != "" || e.CASigner != "" || e.CALabelSelector != nil {
-			fail("AZURE_KUBERNETES_... variables without --custom-token-endpoint-annotation-suffix and --custom-token-endpoint-audience have no effect: set both flags or remove the variables")
-		}
-		return errors.Join(errs...)
+		return nil
 	case e.Suffix == "":
 		fail(texts + "annotation suffix cannot be empty when audience is set")
 	case e.Audience == "":

@@ -21,7 +21,7 @@ type proxy struct {
 // would come too late.
 func proxyOf(pod Pod, cfg Config) (*proxy, error) {
 	const annotation = workloadidentity.AnnotationInjectProxySidecar
-	if asked, _ := strconv.ParseBool(pod.Annotations[annotation]); !asked {
+	if asked, _ := strconv.ParseBool(strings.TrimSpace(pod.Annotations[annotation])); !asked {
 		return nil, nil
 	}
 	port, err := proxyPort(pod)

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/lanyard-id/lanyard/api/workloadidentity"
@@ -31,7 +30,7 @@ func warnings(pod Pod, sa ServiceAccount, cfg Config, before record, skip map[st
 	}
 	if cfg.Endpoint.Suffix != "" {
 		if value, present := pod.Annotations[cfg.Endpoint.annotation()]; present {
-			if _, err := strconv.ParseBool(value); err != nil || value == "1" || strings.EqualFold(value, "t") {
+			if !strings.EqualFold(value, "true") && !strings.EqualFold(value, "false") {
 				warn(`annotation %s is %s: the custom token endpoint is used for "true" only`, cfg.Endpoint.annotation(), quote(value))
 			}
 		}
