@@ -25,8 +25,8 @@ const storageScope = "https://storage.azure.com/.default"
 
 // A Blob is a container of a storage account, or a folder in it, from which
 // anybody may read. It speaks the two requests that it needs of the service's
-// REST interface; azblob, the SDK's module for all of it, brings Arrow and a
-// dozen modules more into the program.
+// REST interface: azblob, the SDK's module for all of it, would be linked into
+// the command for them (and brings Arrow in its later versions).
 type Blob struct {
 	url      *url.URL
 	pipeline runtime.Pipeline
@@ -62,7 +62,7 @@ func ParseBlobURL(s, suffix string) (*url.URL, error) {
 		return nil, wrong("its host is not that of an account's blobs in this cloud (see --azure-env)")
 	case !containers.MatchString(container):
 		return nil, wrong("it names no container")
-	case strings.Contains("/"+folder+"/", "/../") || strings.Contains("/"+folder+"/", "/./") || strings.Contains(folder, "//"):
+	case strings.Contains("/"+folder+"/", "/../") || strings.Contains("/"+folder+"/", "/./") || strings.Contains(u.Path, "//"):
 		return nil, wrong("its folder has a part that is empty, . or ..")
 	}
 	u.Path, u.RawPath = "/"+strings.Trim(u.Path, "/"), ""

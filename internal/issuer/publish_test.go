@@ -3,6 +3,7 @@ package issuer
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -104,7 +105,7 @@ func TestAWatchKeepsKeysUntilTheirTokensHaveEnded(t *testing.T) {
 		a, b := newKey(), newKey()
 		from := &cluster{Documents{"https://a.example", []Key{a, b}}, true, nil}
 		to := &shelf{}
-		p := Publisher{Source: from, Target: to, Interval: time.Minute, Keep: time.Hour}
+		p := Publisher{Source: from, Target: to, Interval: time.Minute, Keep: time.Hour, Logger: slog.New(slog.DiscardHandler)}
 		once := func(want ...Key) {
 			t.Helper()
 			if _, err := p.Once(t.Context()); err != nil {
