@@ -52,8 +52,10 @@ func (c *AccountCache) Run(ctx context.Context) error {
 	for {
 		version, err := c.list(ctx)
 		if err == nil {
-			patience = firstPatience
-			err = c.follow(ctx, version)
+			started := time.Now()
+			if err = c.follow(ctx, version); time.Since(started) > lastPatience {
+				patience = firstPatience
+			}
 		}
 		if ctx.Err() != nil {
 			return nil

@@ -1,11 +1,23 @@
 package webhook
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/rest"
 
+	"github.com/lanyard-id/lanyard/internal/lab/labtest"
 	"github.com/lanyard-id/lanyard/internal/webhook/mutation"
 )
 
@@ -33,5 +45,115 @@ func TestPackedAccountsKeepWhatIsOfTheContract(t *testing.T) {
 				t.Error(diff)
 			}
 		})
+	}
+}
+
+// An API server that answers in pages, ends watches, and forgets versions.
+func TestAccountsAreReadInPagesAndFollowed(t *testing.T) {
+	object := func(namespace, name, client, version string) string {
+		return fmt.Sprintf(`{"apiVersion":"meta.k8s.io/v1","kind":"PartialObjectMetadata","metadata":{"namespace":"%s","name":"%s","resourceVersion":"%s","annotations":{"azure.workload.identity/client-id":"%s"}}}`, namespace, name, version, client)
+	}
+	page := func(version, next string, items ...string) string {
+		return fmt.Sprintf(`{"apiVersion":"meta.k8s.io/v1","kind":"PartialObjectMetadataList","metadata":{"resourceVersion":"%s","continue":"%s"},"items":[%s]}`, version, next, strings.Join(items, ","))
+	}
+	var mu sync.Mutex
+	var asked []string
+	lists := 0
+	hold := make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		mu.Lock()
+		asked = append(asked, fmt.Sprintf("watch=%s continue=%s version=%s", q.Get("watch"), q.Get("continue"), q.Get("resourceVersion")))
+		if q.Get("watch") == "" && q.Get("continue") == "" {
+			lists++
+		}
+		list := lists
+		mu.Unlock()
+		w.Header().Set("Content-Type", "application/json")
+		switch {
+		case q.Get("watch") == "" && list == 1:
+			http.Error(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","message":"starting","reason":"ServiceUnavailable","code":503}`, http.StatusServiceUnavailable)
+		case q.Get("watch") == "" && list == 2 && q.Get("continue") == "":
+			fmt.Fprint(w, page("", "more", object("n", "a", "1", "1"), object("n", "gone", "1", "1")))
+		case q.Get("watch") == "" && list == 2:
+			fmt.Fprint(w, page("7", "", object("n", "b", "2", "2")))
+		case q.Get("resourceVersion") == "7":
+			fmt.Fprintf(w, `{"type":"ADDED","object":%s}{"type":"BOOKMARK","object":%s}{"type":"ERROR","object":{"kind":"Status","apiVersion":"v1","status":"Failure","message":"too old","reason":"Expired","code":410}}`,
+				object("n", "c", "3", "8"), object("", "", "", "9"))
+		case q.Get("watch") == "":
+			fmt.Fprint(w, page("20", "", object("n", "a", "one", "15"), object("n", "d", "4", "16")))
+		default:
+			fmt.Fprintf(w, `{"type":"MODIFIED","object":%s}{"type":"DELETED","object":%s}`, object("n", "a", "1st", "21"), object("n", "d", "4", "22"))
+			w.(http.Flusher).Flush()
+			<-hold
+		}
+	}))
+	defer server.Close()
+	defer close(hold)
+	meta, err := metadata.NewForConfig(&rest.Config{Host: server.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	listed := 0
+	var log safeBuffer
+	c := &AccountCache{Client: meta, Listed: func() { listed++ }, Logger: slog.New(slog.NewTextHandler(&log, nil))}
+	if c.Ready() == nil {
+		t.Error("ready before the first list")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- c.Run(ctx) }()
+	labtest.Eventually(t, t.Context(), func() error {
+		if err := c.Ready(); err != nil {
+			return err
+		}
+		c.mu.RLock()
+		defer c.mu.RUnlock()
+		if diff := cmp.Diff(map[string]packed{"n/a": "client-id\x001st"}, c.annotated); diff != "" {
+			return errors.New(diff)
+		}
+		return nil
+	})
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	want := []string{
+		"watch= continue= version=", "watch= continue= version=", "watch= continue=more version=",
+		"watch=true continue= version=7", "watch= continue= version=", "watch=true continue= version=20",
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if diff := cmp.Diff(want, asked); diff != "" || listed != 2 {
+		t.Errorf("listed %d times\n%s", listed, diff)
+	}
+	for _, text := range []string{"unable to handle the request", "too old"} {
+		if !strings.Contains(log.String(), text) {
+			t.Errorf("the log lacks %q:\n%s", text, &log)
+		}
+	}
+}
+
+// 50,000 accounts, all annotated, are 15 MB at most.
+func TestAnAccountTakesLittleMemory(t *testing.T) {
+	const accounts = 50000
+	heap := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	c := &AccountCache{annotated: map[string]packed{}}
+	for i := range accounts {
+		c.put(&metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{
+			Namespace: fmt.Sprintf("namespace-%d", i/50), Name: fmt.Sprintf("service-account-%d", i),
+			Annotations: map[string]string{"azure.workload.identity/client-id": fmt.Sprintf("11111111-2222-3333-4444-%012d", i), "padding": strings.Repeat("x", 600)},
+		}})
+	}
+	if each := (heap() - before) / accounts; each > 300 || c.Len() != accounts {
+		t.Errorf("%d accounts, %d bytes each", c.Len(), each)
+	} else {
+		t.Logf("%d bytes each", each)
 	}
 }
