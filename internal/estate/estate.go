@@ -41,6 +41,9 @@ type Config struct {
 	// APIServer: an empty Issuer and AuditPolicy mean the estate's own. The
 	// local cloud serves the documents of an issuer, which must be an https URL.
 	APIServer lab.APIServer
+	// IssuerFolder is what the local cloud serves at the issuer's URL: documents
+	// that somebody publishes there. Empty means those of the API server, live.
+	IssuerFolder string
 	// CloudSettings are how honest the cloud is about time and limits; the
 	// zero value is quick. Cloud.SetSettings changes them later.
 	CloudSettings control.Settings
@@ -88,7 +91,7 @@ func (e *Estate) up(ctx context.Context) error {
 		e.Issuer = defaultIssuer
 	}
 	e.config.Step("opening the local cloud: a tenant, a subscription, managed identities, a Key Vault")
-	issuer := &publisher{}
+	issuer := &publisher{folder: e.config.IssuerFolder}
 	host, handler, err := issuer.serve(e.Issuer)
 	if err != nil {
 		return err
