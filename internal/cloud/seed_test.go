@@ -18,6 +18,7 @@ import (
 	"github.com/lanyard-id/lanyard/internal/cloud/directory"
 	"github.com/lanyard-id/lanyard/internal/cloud/management"
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
+	"github.com/lanyard-id/lanyard/internal/oidc"
 )
 
 const (
@@ -168,5 +169,49 @@ func TestSeedRefuses(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+func TestSeededApplicationsHaveTheirPermissions(t *testing.T) {
+	f := start(t, Config{})
+	seed := Seed{ResourceGroup: "rg", Applications: []SeedApplication{
+		{Name: "controller", Permissions: []string{azure.PermissionApplicationReadWriteOwnedBy}},
+		{Name: "shop", Owners: []string{"controller"}}, {Name: "other"},
+	}}
+	var seeded Seeded
+	for range 2 { // a second time changes nothing
+		var err error
+		if seeded, err = f.Seed(t.Context(), seed); err != nil {
+			t.Fatal(err)
+		}
+	}
+	token, err := f.login.ApplicationToken(t.Context(), seeded.Applications["controller"].PrincipalID, azure.ResourceGraph)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parsed, err := oidc.Parse(token.AccessToken)
+	if err != nil || string(parsed.Claims["roles"]) != `["Application.ReadWrite.OwnedBy"]` {
+		t.Errorf("roles in the token: %s, %v", parsed.Claims["roles"], err)
+	}
+	for name, want := range map[string]int{"shop": http.StatusCreated, "other": http.StatusForbidden} {
+		body := `{"name":"one","issuer":"https://oidc.example/","subject":"s","audiences":["a"]}`
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost,
+			azure.ResourceGraph+"/v1.0/applications(appId='"+seeded.Applications[name].ClientID+"')/federatedIdentityCredentials", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer "+token.AccessToken)
+		req.Header.Set("Content-Type", "application/json")
+		resp, err := f.direct().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.Body.Close(); resp.StatusCode != want {
+			t.Errorf("%s: %d, want %d", name, resp.StatusCode, want)
+		}
+	}
+	seed.Applications[1].Owners = []string{"nobody"}
+	if _, err := f.Seed(t.Context(), seed); err == nil {
+		t.Error("an owner that is not in the seed is accepted")
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/lanyard-id/lanyard/internal/cloud/directory"
+	wire "github.com/lanyard-id/lanyard/internal/graph"
 )
 
 // An Error is an answer of Graph that is not a success. Status, Code and Message go to the caller; Err is for the log
@@ -30,19 +31,9 @@ func (e *Error) Error() string {
 func (e *Error) Unwrap() error { return e.Err }
 
 func (e *Error) body(now time.Time, ids requestIDs) any {
-	type inner struct {
-		Date            string `json:"date"`
-		RequestID       string `json:"request-id"`
-		ClientRequestID string `json:"client-request-id"`
-	}
-	type content struct {
-		Code    string `json:"code"`
-		Message string `json:"message"`
-		Inner   inner  `json:"innerError"`
-	}
-	return struct {
-		Error content `json:"error"`
-	}{content{e.Code, e.Message, inner{now.UTC().Format("2006-01-02T15:04:05"), ids.server, ids.client}}}
+	return wire.ErrorBody{Error: wire.ErrorDetail{Code: e.Code, Message: e.Message, InnerError: &wire.InnerError{
+		Date: now.UTC().Format("2006-01-02T15:04:05"), RequestID: ids.server, ClientRequestID: ids.client,
+	}}}
 }
 
 func fault(status int, code, format string, args ...any) *Error {
@@ -50,22 +41,22 @@ func fault(status int, code, format string, args ...any) *Error {
 }
 
 func badRequest(format string, args ...any) *Error {
-	return fault(http.StatusBadRequest, "Request_BadRequest", format, args...)
+	return fault(http.StatusBadRequest, wire.CodeBadRequest, format, args...)
 }
 
 func notFound(id string) *Error {
-	return fault(http.StatusNotFound, "Request_ResourceNotFound", "Resource '%.300s' does not exist or one of its queried reference-property objects are not present.", id)
+	return fault(http.StatusNotFound, wire.CodeNotFound, "Resource '%.300s' does not exist or one of its queried reference-property objects are not present.", id)
 }
 
 func denied(why string) *Error {
-	e := fault(http.StatusForbidden, "Authorization_RequestDenied", "Insufficient privileges to complete the operation.")
+	e := fault(http.StatusForbidden, wire.CodeDenied, "Insufficient privileges to complete the operation.")
 	e.Err = errors.New(why)
 	return e
 }
 
 // conflict says that a value that must be unique is taken.
 func conflict(format string, args ...any) *Error {
-	return fault(http.StatusConflict, "Request_MultipleObjectsWithSameKeyValue", format, args...)
+	return fault(http.StatusConflict, wire.CodeMultipleObjects, format, args...)
 }
 
 // asFault says a refusal of the directory in Graph's words; the text tells what to change.

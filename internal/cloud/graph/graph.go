@@ -35,6 +35,7 @@ import (
 	"github.com/lanyard-id/lanyard/internal/cloud/directory"
 	"github.com/lanyard-id/lanyard/internal/cloud/login"
 	"github.com/lanyard-id/lanyard/internal/cloud/state"
+	wire "github.com/lanyard-id/lanyard/internal/graph"
 )
 
 // maxBody is what Graph takes of a request.
@@ -168,7 +169,7 @@ func readBody(r *http.Request) ([]byte, error) {
 // authenticate finds out who calls.
 func (s *Server) authenticate(r *http.Request) (login.Claims, error) {
 	refuse := func(message string, err error) (login.Claims, error) {
-		return login.Claims{}, &Error{Status: http.StatusUnauthorized, Code: "InvalidAuthenticationToken", Message: message, Err: err}
+		return login.Claims{}, &Error{Status: http.StatusUnauthorized, Code: wire.CodeInvalidToken, Message: message, Err: err}
 	}
 	values := r.Header.Values("Authorization")
 	if len(values) == 0 || values[0] == "" {

@@ -61,6 +61,9 @@ type accessClaims struct {
 	TenantID         string `json:"tid"`
 	UTI              string `json:"uti"`
 	MIResourceID     string `json:"xms_mirid,omitempty"`
+
+	Roles []string `json:"roles,omitempty"` // permissions, in tokens for Graph
+	WIDs  []string `json:"wids,omitempty"`  // directory roles, in tokens for Graph
 }
 
 // A resource is something that tokens are issued for.
@@ -165,6 +168,9 @@ func (s *Server) issue(sp directory.ServicePrincipal, res resource, proof string
 			return Issued{}, fmt.Errorf("resource of principal %s: %w", sp.ID, err)
 		}
 		c.MIResourceID = id.IdentityString()
+	}
+	if res.appID == azure.AppGraph {
+		c.Roles, c.WIDs = sp.Permissions, sp.DirectoryRoles
 	}
 	key := s.keys.Load().signing()
 	header := map[string]any{"kid": key.id}

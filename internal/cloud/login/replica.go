@@ -62,9 +62,11 @@ func (r *replica) expire(parent string, now time.Time, p Propagation) {
 	for len(all) > 0 && now.Sub(all[0].at) >= p.Delay {
 		all = all[1:]
 	}
-	if r.changes[parent] = all; len(all) == 0 {
+	if len(all) == 0 {
 		delete(r.changes, parent)
+		return
 	}
+	r.changes[parent] = all
 }
 
 // see returns the credentials that count, of a parent that really has current.

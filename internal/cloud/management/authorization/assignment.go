@@ -100,6 +100,9 @@ func listAssignments(c *arm.Call) (arm.Answer, error) {
 	return arm.Page(items), nil
 }
 
+// maxAssignments is the published limit of a subscription; this cloud counts them together.
+const maxAssignments = 4000
+
 func putAssignment(c *arm.Call) (arm.Answer, error) {
 	name := azure.Fold(c.ID.Name())
 	if uuid.Validate(name) != nil || len(name) != 36 {
@@ -123,6 +126,9 @@ func putAssignment(c *arm.Call) (arm.Answer, error) {
 	all, err := roles.Assignments(c.Tx)
 	if err != nil {
 		return arm.Answer{}, err
+	}
+	if len(all) >= maxAssignments {
+		return arm.Answer{}, arm.BadRequestCode("RoleAssignmentLimitExceeded", "No more role assignments can be created (code: RoleAssignmentLimitExceeded): the limit is %d.", maxAssignments)
 	}
 	for _, a := range all {
 		if a.Same(want.RoleID, want.PrincipalID, want.Scope) {

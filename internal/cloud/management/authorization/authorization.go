@@ -13,7 +13,7 @@ func Types() []*arm.Type {
 	return []*arm.Type{
 		{Name: azure.TypeRoleAssignment, Place: arm.Anywhere, Versions: versions,
 			List: listAssignments, Get: getAssignment, Put: putAssignment, Delete: deleteAssignment},
-		{Name: azure.TypeRoleDefinition, Place: arm.Anywhere, Versions: versions,
+		{Name: azure.TypeRoleDefinition, Place: arm.Anywhere, Versions: versions, Open: true,
 			List: listDefinitions, Get: getDefinition, Put: putDefinition, Delete: deleteDefinition},
 	}
 }

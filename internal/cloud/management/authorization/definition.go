@@ -2,6 +2,7 @@ package authorization
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/google/uuid"
@@ -56,8 +57,22 @@ func orEmpty(s []string) []string {
 	return s
 }
 
+// readable refuses to show roles at a scope to whoever may not read them there. The tenant's own are everybody's.
+func readable(c *arm.Call, scope azure.ResourceID) error {
+	if scope.IsRoot() {
+		return nil
+	}
+	return c.Require(c.Action, scope.String())
+}
+
 func getDefinition(c *arm.Call) (arm.Answer, error) {
+	if err := readable(c, c.ID.Parent()); err != nil {
+		return arm.Answer{}, err
+	}
 	d, found, err := roles.FindDefinition(c.Tx, c.ID.Name())
+	if d.Custom && c.ID.Parent().IsRoot() {
+		found = found && slices.ContainsFunc(d.AssignableScopes, func(s string) bool { return c.Require(c.Action, s) == nil })
+	}
 	if err == nil && !found {
 		err = arm.Fault(http.StatusNotFound, "RoleDefinitionDoesNotExist", "The specified role definition with ID '%s' does not exist.", noDashes(c.ID.Name()))
 	}
@@ -73,6 +88,9 @@ func listDefinitions(c *arm.Call) (arm.Answer, error) {
 	}
 	all, err := roles.Definitions(c.Tx)
 	if err != nil {
+		return arm.Answer{}, err
+	}
+	if err := readable(c, c.ID); err != nil {
 		return arm.Answer{}, err
 	}
 	scope := c.ID.String()
