@@ -191,10 +191,10 @@ func (w *world) kubeconfig(token string) (string, error) {
 var bin string
 
 var build = sync.OnceValue(func() error {
-	build := exec.Command("go", "build", "-o", bin, "./cmd/mic", "./cmd/nmi", "./cmd/webhook")
+	build := exec.Command("go", "build", "-o", bin, "./cmd/mic", "./cmd/nmi", "./cmd/webhook", "./cmd/federation")
 	build.Dir = filepath.Join("..", "..")
 	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("building mic, nmi and webhook: %w\n%s", err, out)
+		return fmt.Errorf("building the programs: %w\n%s", err, out)
 	}
 	return nil
 })

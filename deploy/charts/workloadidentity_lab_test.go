@@ -17,6 +17,7 @@ import (
 
 	"github.com/lanyard-id/lanyard/api/workloadidentity"
 	"github.com/lanyard-id/lanyard/deploy"
+	"github.com/lanyard-id/lanyard/internal/lab/labtest"
 )
 
 const (
@@ -36,6 +37,9 @@ func workloadIdentityOnTheLab(w *world, l *labHandle) {
 	done := w.steps()
 
 	w.installV16(l.env["AZURE_TENANT_ID"])
+	labtest.Eventually(w, w.Context(), func() error { // the node learns of the first endpoints
+		return w.tryCreating(w.Context(), l, "none-yet")
+	})
 	done("installed as v1.6")
 	w.succeeds(l.labelled("before"))
 	done("a pod had a token")
@@ -195,12 +199,7 @@ func (w *world) keepCreating(l *labHandle) (stop func() int) {
 	n := 0
 	go func() {
 		for ctx.Err() == nil {
-			pod := l.labelled(fmt.Sprintf("meanwhile-%d", n))
-			made, err := w.kube.CoreV1().Pods("default").Create(context.WithoutCancel(ctx), pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
-			if err == nil && !slices.ContainsFunc(made.Spec.Containers[0].Env, func(e corev1.EnvVar) bool { return e.Name == workloadidentity.EnvFederatedTokenFile }) {
-				err = fmt.Errorf("the pod %s was not mutated", pod.Name)
-			}
-			if err != nil {
+			if err := w.tryCreating(context.WithoutCancel(ctx), l, fmt.Sprintf("meanwhile-%d", n)); err != nil {
 				result <- err
 				return
 			}
@@ -215,6 +214,18 @@ func (w *world) keepCreating(l *labHandle) (stop func() int) {
 		}
 		return n
 	}
+}
+
+// tryCreating creates a labelled pod without storing it.
+func (w *world) tryCreating(ctx context.Context, l *labHandle, name string) error {
+	made, err := w.kube.CoreV1().Pods("default").Create(ctx, l.labelled(name), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(made.Spec.Containers[0].Env, func(e corev1.EnvVar) bool { return e.Name == workloadidentity.EnvFederatedTokenFile }) {
+		return fmt.Errorf("the pod %s was not mutated", name)
+	}
+	return nil
 }
 
 // The plain manifest is the chart's default, but for the namespace, which is no

@@ -6,7 +6,7 @@
 {{- $pod := $template.spec -}}
 {{- $container := first $pod.containers -}}
 {{- $_ := set .deployment.spec "replicas" (int $f.replicaCount) -}}
-{{- $_ := set $container "image" ($f.image | default (printf "lanyard/federation:%s" (include "workload-identity-webhook.tag" .root))) -}}
+{{- $_ := set $container "image" ($f.image | default (include "workload-identity-webhook.image" (dict "root" .root "name" "federation"))) -}}
 {{- $_ := set $container "imagePullPolicy" $v.image.pullPolicy -}}
 {{- $_ := set $container "resources" ($f.resources | default dict) -}}
 {{- $_ := set $pod "nodeSelector" ($v.nodeSelector | default dict) -}}

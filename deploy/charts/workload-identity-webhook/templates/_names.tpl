@@ -19,6 +19,12 @@ labels:
 
 {{- define "workload-identity-webhook.tag" -}}{{ .Values.image.release | default .Chart.AppVersion }}{{- end -}}
 
+{{- /* An image beside the webhook's. Called with (dict "root" $ "name" "proxy"). */}}
+{{- define "workload-identity-webhook.image" -}}
+{{- $registry := dir .root.Values.image.repository -}}
+{{ ternary "" (printf "%s/" $registry) (eq $registry ".") }}{{ .name }}:{{ include "workload-identity-webhook.tag" .root }}
+{{- end -}}
+
 {{- /* The port of /metrics; nothing if it is not served. */}}
 {{- define "workload-identity-webhook.metrics" -}}
 {{- $addr := toString .Values.metricsAddr -}}
