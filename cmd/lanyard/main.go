@@ -17,6 +17,7 @@ import (
 
 	"github.com/lanyard-id/lanyard/cmd/lanyard/cli"
 	"github.com/lanyard-id/lanyard/cmd/lanyard/issuer"
+	"github.com/lanyard-id/lanyard/cmd/lanyard/migrate"
 	"github.com/lanyard-id/lanyard/cmd/lanyard/serviceaccount"
 )
 
@@ -92,7 +93,7 @@ cluster with Lanyard it asks for access to an identity, and decides about it.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return cli.Usage("%w (see %q)", err, cmd.CommandPath()+" --help")
 	})
-	root.AddCommand(labCommand(), cloudCommand(), demoCommand(), accessCommand(self), serviceaccount.Command(self),
+	root.AddCommand(labCommand(), cloudCommand(), demoCommand(), accessCommand(self), migrate.Command(self), serviceaccount.Command(self),
 		issuer.Command(self), issuer.JWKSCommand(self), internalCommand())
 	root.AddCommand(decisionCommands(self)...)
 	return root

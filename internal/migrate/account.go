@@ -216,7 +216,7 @@ func (p *planner) finish(i *item, a Account, after *unstructured.Unstructured) *
 	}
 	for _, q := range p.world.Requests {
 		pod := p.all[Ref{"Pod", q.Namespace, q.Pod}]
-		if pod == nil || pod.GetLabels()[workloadidentity.LabelUse] != "true" {
+		if pod == nil || pod.GetLabels()[workloadidentity.LabelUse] != "true" || q.UID != "" && q.UID != string(pod.GetUID()) { // an earlier pod of that name
 			continue
 		}
 		if root, _ := Root(pod, p.all); RefOf(root) == i.ref {

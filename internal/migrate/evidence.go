@@ -16,6 +16,7 @@ import (
 type Request struct {
 	Namespace string `json:"namespace"`
 	Pod       string `json:"pod"`
+	UID       string `json:"uid"`       // of the pod; empty if the record does not tell
 	Agent     string `json:"userAgent"` // of the program; empty if the record does not tell
 	Issued    string `json:"identity"`  // namespace/name of the AzureIdentity that it got a token of; empty if it got none
 }
@@ -60,7 +61,7 @@ func ReadAudit(r io.Reader) ([]Request, error) {
 		all = append(all, q)
 	}
 	slices.SortFunc(all, func(a, b Request) int {
-		return slices.Compare([]string{a.Namespace, a.Pod, a.Agent, a.Issued}, []string{b.Namespace, b.Pod, b.Agent, b.Issued})
+		return slices.Compare([]string{a.Namespace, a.Pod, a.UID, a.Agent, a.Issued}, []string{b.Namespace, b.Pod, b.UID, b.Agent, b.Issued})
 	})
 	return all, nil
 }

@@ -187,10 +187,10 @@ func TestUserAgentsThatKnowWorkloadIdentity(t *testing.T) {
 
 func TestReadAudit(t *testing.T) {
 	long := strings.Repeat("x", 2*maxLine)
-	log := `{"msg":"audit","namespace":"a","pod":"p","userAgent":"curl/8"}
+	log := `{"msg":"audit","namespace":"a","pod":"p","uid":"u","userAgent":"curl/8"}
 not JSON
 ` + long + `
-{"msg":"audit","namespace":"a","pod":"p","userAgent":"curl/8"}
+{"msg":"audit","namespace":"a","pod":"p","uid":"u","userAgent":"curl/8"}
 {"msg":"something else","namespace":"a","pod":"q","userAgent":"curl/8"}
 {"msg":"audit","namespace":"a","pod":"r","caller":"csi/driver","userAgent":"curl/8"}
 {"msg":"audit","namespace":"a","pod":"o","decision":"refused","identity":"a/i"}
@@ -199,7 +199,7 @@ not JSON
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]Request{{"a", "o", "", ""}, {"a", "p", "curl/8", ""}, {"a", "q", "", "a/i"}}, got); diff != "" {
+	if diff := cmp.Diff([]Request{{"a", "o", "", "", ""}, {"a", "p", "u", "curl/8", ""}, {"a", "q", "", "", "a/i"}}, got); diff != "" {
 		t.Error(diff)
 	}
 	if _, err := ReadAudit(iotestError{}); err == nil {

@@ -85,6 +85,7 @@ func applyCommand(example func(string) string) *cobra.Command {
 		Long: `Makes the service accounts and federated credentials of the plan, waits until Entra
 accepts an exchange for each, and then changes one workload after the other and
 waits for its rollout. It stops at the first failure; run again, it goes on there.
+It ends with 1 if a workload that --workload names cannot be migrated.
 Each object is kept as it was in a Secret beside it, for "rollback".
 
 With --finish it takes the label aadpodidbinding from workloads that are migrated
@@ -123,7 +124,10 @@ func (f *flags) apply(cmd *cobra.Command) error {
 		return err
 	}
 	if f.output == "json" {
-		return p.WriteJSON(cmd.OutOrStdout())
+		if err := p.WriteJSON(cmd.OutOrStdout()); err != nil {
+			return err
+		}
+		return f.refused(p)
 	}
 	out := cmd.OutOrStdout()
 	for _, w := range p.Workloads {
@@ -134,6 +138,14 @@ func (f *flags) apply(cmd *cobra.Command) error {
 	}
 	for _, l := range p.Left {
 		fmt.Fprintf(out, "%s: not migrated: %s: %s\n    %s\n", l.Workload, l.Reason, l.Text, l.WayOut)
+	}
+	return f.refused(p)
+}
+
+// refused makes it a failure that a workload which was named is not migrated.
+func (f *flags) refused(p migrate.Plan) error {
+	if len(f.options.Workloads) > 0 && len(p.Left) > 0 {
+		return cli.ExitCode(1)
 	}
 	return nil
 }

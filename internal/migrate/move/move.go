@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -144,11 +145,23 @@ func (m *Mover) update(ctx context.Context, o *unstructured.Unstructured) (*unst
 // create makes an object as it was or is to be, without what the server gives it.
 func (m *Mover) create(ctx context.Context, o *unstructured.Unstructured) (*unstructured.Unstructured, error) {
 	ref := migrate.RefOf(o)
-	out, err := m.resource(ref).Create(ctx, migrate.Canonical(o), metav1.CreateOptions{FieldManager: fieldManager})
+	next := migrate.Canonical(o)
+	if o.GetKind() == "Job" && hasTemplatesLabels(o) {
+		next.SetLabels(nil)
+	}
+	out, err := m.resource(ref).Create(ctx, next, metav1.CreateOptions{FieldManager: fieldManager})
 	if err != nil {
 		return nil, fmt.Errorf("making %s: %w", ref, err)
 	}
 	return out, nil
+}
+
+// hasTemplatesLabels reports whether a Job has no labels but its template's: the
+// API server gives them to a Job that comes without, with those that it adds.
+func hasTemplatesLabels(o *unstructured.Unstructured) bool {
+	c := migrate.Canonical(o)
+	t, ok := migrate.TemplateOf(c)
+	return ok && maps.Equal(c.GetLabels(), t.Labels()) && len(o.GetLabels()) > len(c.GetLabels())
 }
 
 // again calls f until it says that it is done or ctx ends; in between it waits,
