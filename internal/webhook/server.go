@@ -38,7 +38,7 @@ type Server struct {
 // Run serves until the context ends and every request in flight is answered.
 func (s *Server) Run(ctx context.Context) error {
 	admission := http.NewServeMux()
-	admission.Handle(workloadidentity.WebhookPath, s.Admission)
+	admission.Handle(workloadidentity.WebhookPath, s.partingWith(s.Admission))
 	health := http.NewServeMux()
 	health.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") })
 	health.HandleFunc("GET /readyz", s.readyz)
@@ -94,6 +94,18 @@ func (s *Server) server(h http.Handler) *http.Server {
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug), // handshakes of strangers
 	}
+}
+
+// partingWith makes callers, once the server is about to end, come back on a new
+// connection, and so to another replica. The API server keeps its connections
+// open: a request on one in the instant in which it is closed fails with EOF.
+func (s *Server) partingWith(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.closing.Load() {
+			w.Header().Set("Connection", "close")
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // readyz says of each part that is not ready what it waits for.

@@ -120,3 +120,25 @@ func TestAListenerThatFailsEndsTheServerAtOnce(t *testing.T) {
 		t.Errorf("ended with %v", err)
 	}
 }
+
+func TestAServerThatEndsAsksCallersToComeBackOnANewConnection(t *testing.T) {
+	var s Server
+	front := httptest.NewServer(s.partingWith(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })))
+	defer front.Close()
+	closes := func() bool {
+		t.Helper()
+		resp, err := front.Client().Get(front.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		return resp.Close
+	}
+	if closes() {
+		t.Error("a connection is closed before its time")
+	}
+	s.closing.Store(true)
+	if !closes() {
+		t.Error("a connection outlives the announcement that the server ends")
+	}
+}
