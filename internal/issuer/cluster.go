@@ -14,6 +14,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -58,28 +59,29 @@ func (s APIServer) Accepts(kid string) bool {
 	return slices.ContainsFunc(s.Keys, func(k Key) bool { return k.ID == kid })
 }
 
-// Documents returns the issuer and the keys that any API server accepts.
+// Documents returns the issuer and the keys that any API server accepts. Where
+// the single API servers are not to be known or reached from here, those of the
+// one that Config leads to are returned as incomplete.
 func (c *Cluster) Documents(ctx context.Context) (d Documents, complete bool, err error) {
 	servers, err := c.ask(ctx, false)
-	if err != nil {
+	if err != nil && !apierrors.IsForbidden(err) {
 		return Documents{}, false, err
 	}
-	complete = true
-	var errs []error
-	for _, s := range servers {
-		switch {
-		case s.Err != nil:
-			complete = false
-			errs = append(errs, fmt.Errorf("API server %s: %w", s.URL, s.Err))
-		case d.Issuer != "" && d.Issuer != s.Issuer:
-			return Documents{}, false, fmt.Errorf("the API servers disagree about the issuer: %q and %q; give all the same --service-account-issuer first", d.Issuer, s.Issuer)
-		default:
-			d.Issuer = s.Issuer
-			d.Keys = Merge(d.Keys, s.Keys...)
+	known := slices.DeleteFunc(slices.Clone(servers), func(s APIServer) bool { return s.Err != nil })
+	complete = err == nil && len(known) == len(servers)
+	if len(known) == 0 {
+		s := c.askOne(ctx, c.Config.Host, false)
+		if s.Err != nil {
+			return Documents{}, false, errors.Join(err, s.Err)
 		}
+		known = []APIServer{s}
 	}
-	if d.Issuer == "" {
-		return Documents{}, false, errors.Join(errs...)
+	for _, s := range known {
+		if d.Issuer != "" && d.Issuer != s.Issuer {
+			return Documents{}, false, fmt.Errorf("the API servers disagree about the issuer: %q and %q; give all the same --service-account-issuer first", d.Issuer, s.Issuer)
+		}
+		d.Issuer = s.Issuer
+		d.Keys = Merge(d.Keys, s.Keys...)
 	}
 	return d, complete, nil
 }
