@@ -21,6 +21,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/lanyard-id/lanyard/internal/bench"
+	"github.com/lanyard-id/lanyard/internal/bench/bed"
 	"github.com/lanyard-id/lanyard/internal/bench/standin"
 )
 
@@ -113,7 +114,7 @@ func parse(args []string, stderr io.Writer) (settings, error) {
 }
 
 func (s settings) measure(ctx context.Context, stdout, stderr io.Writer) error {
-	experiments, err := bench.Choose(s.names)
+	experiments, err := bench.Choose(bench.Experiments(), s.names)
 	if err != nil {
 		return err
 	}
@@ -133,9 +134,9 @@ func (s settings) measure(ctx context.Context, stdout, stderr io.Writer) error {
 	klog.SetLogger(logr.Discard()) // watches that end with a cluster are no news
 	log.SetLogger(logr.Discard())
 	started := time.Now()
-	r := &bench.Runner{Bin: s.bin, Self: []string{exe, standInVerb}, Quick: s.quick, Step: func(format string, args ...any) {
+	r := &bench.Runner{Config: bed.Config{Bin: s.bin, Self: []string{exe, standInVerb}, Quick: s.quick, Step: func(format string, args ...any) {
 		fmt.Fprintf(stderr, "%5.1f s  %s\n", time.Since(started).Seconds(), fmt.Sprintf(format, args...))
-	}}
+	}}}
 	others, err := bench.Others()
 	if err != nil {
 		return err

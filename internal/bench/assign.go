@@ -12,6 +12,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/lanyard-id/lanyard/internal/bench/bed"
 	"github.com/lanyard-id/lanyard/internal/bench/meter"
 	"github.com/lanyard-id/lanyard/internal/bench/standin"
 )
@@ -26,7 +27,7 @@ const (
 
 func assignment() Experiment {
 	return Experiment{
-		Name: "assignment", What: "mic with its default flags, ARM at 2 s", limit: 5 * time.Minute, run: (*Runner).assignment,
+		Name: "assignment", What: "mic with its default flags, ARM at 2 s", Limit: 5 * time.Minute, Run: (*Runner).assignment,
 		Rows: []Row{
 			{"assign-200", "200 pods to assigned, default flags, ARM 2 s", "81.8 s", "4 s"},
 			{"assign-2000", "2,000 pods on 30 nodes to assigned, default flags", "22.5 s at raised flags", "10 s"},
@@ -38,35 +39,35 @@ func assignment() Experiment {
 }
 
 func (r *Runner) assignment(ctx context.Context) (m []Measurement, err error) {
-	b, err := r.newBed(ctx)
+	b, err := bed.New(ctx, r.Config)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, b.Close(ctx)) }()
-	w := &wave{bed: b}
-	if w.tracker, err = b.track(ctx); err != nil {
+	w := &wave{Bed: b}
+	if w.tracker, err = b.Track(ctx); err != nil {
 		return nil, err
 	}
 	const identities = 100
-	if err := b.namespace(ctx, benchSpace); err != nil {
+	if err := b.Namespace(ctx, bed.Space); err != nil {
 		return nil, err
 	}
-	if err := b.identities(ctx, benchSpace, 1, identities); err != nil {
+	if err := b.Identities(ctx, bed.Space, 1, identities); err != nil {
 		return nil, err
 	}
-	small, err := b.scaleSet(ctx, "small", 10)
+	small, err := b.ScaleSet(ctx, "small", 10)
 	if err != nil {
 		return nil, err
 	}
 	var large []string
 	for i := range 3 {
-		nodes, err := b.scaleSet(ctx, fmt.Sprintf("large%d", i), 10)
+		nodes, err := b.ScaleSet(ctx, fmt.Sprintf("large%d", i), 10)
 		if err != nil {
 			return nil, err
 		}
 		large = append(large, nodes...)
 	}
-	mic, err := b.startMIC(ctx)
+	mic, err := b.StartMIC(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -80,8 +81,8 @@ func (r *Runner) assignment(ctx context.Context) (m []Measurement, err error) {
 		return nil, err
 	}
 	m = append(m, Measurement{
-		Row: Row{Name: "assign-200"}, Now: brief(up.took), Value: up.took.Seconds(), Unit: "s", Ratio: times(v1Assign200, up.took), OK: up.took <= 4*time.Second,
-		Note: fmt.Sprintf("from the first pod's creation, %s of it to create the pods; one scale set of 10 nodes, 10 identities; %s; cleaned in %s (v1: 121 s)", brief(up.creating), up.cloud, brief(down.took)),
+		Row: Row{Name: "assign-200"}, Now: meter.Brief(up.took), Value: up.took.Seconds(), Unit: "s", Ratio: Times(v1Assign200, up.took), OK: up.took <= 4*time.Second,
+		Note: fmt.Sprintf("from the first pod's creation, %s of it to create the pods; one scale set of 10 nodes, 10 identities; %s; cleaned in %s (v1: 121 s)", meter.Brief(up.creating), up.cloud, meter.Brief(down.took)),
 	})
 	other, err := w.other(ctx)
 	if err != nil {
@@ -89,10 +90,10 @@ func (r *Runner) assignment(ctx context.Context) (m []Measurement, err error) {
 	}
 	m = append(m, other)
 
-	if err := b.idle(ctx, mic.PID()); err != nil {
+	if err := b.Idle(ctx, mic.PID()); err != nil {
 		return m, err
 	}
-	before, err := b.writes(ctx)
+	before, err := b.Writes(ctx)
 	if err != nil {
 		return m, err
 	}
@@ -102,29 +103,29 @@ func (r *Runner) assignment(ctx context.Context) (m []Measurement, err error) {
 		return m, err
 	}
 	m = append(m, Measurement{
-		Row: Row{Name: "assign-2000"}, Now: brief(up.took), Value: up.took.Seconds(), Unit: "s", Ratio: times(v1Assign2000, up.took), OK: up.took <= 10*time.Second,
-		Note: fmt.Sprintf("from the first pod's creation, %s of it to create the pods; 3 scale sets, 100 identities; %s; processor time of mic %s, of the API server %s", brief(up.creating), up.cloud, brief(up.mic), brief(up.api)),
+		Row: Row{Name: "assign-2000"}, Now: meter.Brief(up.took), Value: up.took.Seconds(), Unit: "s", Ratio: Times(v1Assign2000, up.took), OK: up.took <= 10*time.Second,
+		Note: fmt.Sprintf("from the first pod's creation, %s of it to create the pods; 3 scale sets, 100 identities; %s; processor time of mic %s, of the API server %s", meter.Brief(up.creating), up.cloud, meter.Brief(up.mic), meter.Brief(up.api)),
 	})
 	down, err = w.down(ctx, 2*time.Minute)
 	if err != nil {
 		return m, err
 	}
 	m = append(m, Measurement{
-		Row: Row{Name: "clean-2000"}, Now: brief(down.took), Value: down.took.Seconds(), Unit: "s", Ratio: times(v1Clean2000, down.took), OK: down.took <= 10*time.Second,
-		Note: fmt.Sprintf("until every assignment and every identity on a machine is gone, from the first pod's deletion, %s of it to delete the pods; %s; processor time of mic %s, of the API server %s", brief(down.creating), down.cloud, brief(down.mic), brief(down.api)),
+		Row: Row{Name: "clean-2000"}, Now: meter.Brief(down.took), Value: down.took.Seconds(), Unit: "s", Ratio: Times(v1Clean2000, down.took), OK: down.took <= 10*time.Second,
+		Note: fmt.Sprintf("until every assignment and every identity on a machine is gone, from the first pod's deletion, %s of it to delete the pods; %s; processor time of mic %s, of the API server %s", meter.Brief(down.creating), down.cloud, meter.Brief(down.mic), meter.Brief(down.api)),
 	})
-	if err := b.idle(ctx, mic.PID()); err != nil {
+	if err := b.Idle(ctx, mic.PID()); err != nil {
 		return m, err
 	}
-	after, err := b.writes(ctx)
+	after, err := b.Writes(ctx)
 	if err != nil {
 		return m, err
 	}
-	return append(m, perPod(before, after, many, mic)), nil
+	return append(m, perPod(before, after, many, mic.PID())), nil
 }
 
-// perPod is what mic wrote for each of n pods.
-func perPod(before, after map[string]int, n int, mic *child) Measurement {
+// perPod is what mic, a process, wrote for each of n pods.
+func perPod(before, after map[string]int, n, mic int) Measurement {
 	const own = "azureassignedidentities"
 	sum := map[string]float64{} // by resource
 	var verbs, others []string
@@ -149,16 +150,16 @@ func perPod(before, after map[string]int, n int, mic *child) Measurement {
 		}
 	}
 	note := fmt.Sprintf("%s; besides: %s; refused %.2f", strings.Join(verbs, ", "), strings.Join(others, ", "), refused)
-	if used, err := meter.MemoryOf(mic.PID()); err == nil {
-		note += fmt.Sprintf("; mic holds %s (v1: 79 MB), at most %s", megabytes(used.Resident), megabytes(used.Peak))
+	if used, err := meter.MemoryOf(mic); err == nil {
+		note += fmt.Sprintf("; mic holds %s (v1: 79 MB), at most %s", meter.Megabytes(used.Resident), meter.Megabytes(used.Peak))
 	}
-	return Measurement{Row: Row{Name: "api-writes"}, Now: fmt.Sprintf("%.2f", sum[own]), Value: sum[own], Ratio: times(v1WritesOfPod, sum[own]), OK: sum[own] > 0 && sum[own] <= v1WritesOfPod, Note: note}
+	return Measurement{Row: Row{Name: "api-writes"}, Now: fmt.Sprintf("%.2f", sum[own]), Value: sum[own], Ratio: Times(v1WritesOfPod, sum[own]), OK: sum[own] > 0 && sum[own] <= v1WritesOfPod, Note: note}
 }
 
 // A wave is pods that come and go together.
 type wave struct {
-	*bed
-	tracker *tracker
+	*bed.Bed
+	tracker *bed.Tracker
 	count   int // waves so far
 	pods    int // of this one
 	space   string
@@ -173,7 +174,7 @@ type outcome struct {
 }
 
 func (w *wave) measure(ctx context.Context, n int, work func() (creating time.Duration, err error)) (o outcome, err error) {
-	before, err := w.stats(ctx)
+	before, err := w.Stats(ctx)
 	if err != nil {
 		return o, err
 	}
@@ -185,7 +186,7 @@ func (w *wave) measure(ctx context.Context, n int, work func() (creating time.Du
 	o.took = time.Since(started)
 	now := w.processorTimes()
 	o.mic, o.api = now["mic"]-cpu["mic"], now["api"]-cpu["api"]
-	after, err := w.stats(ctx)
+	after, err := w.Stats(ctx)
 	if err != nil {
 		return o, err
 	}
@@ -193,9 +194,9 @@ func (w *wave) measure(ctx context.Context, n int, work func() (creating time.Du
 	return o, nil
 }
 
-func (b *bed) processorTimes() map[string]time.Duration {
+func (w *wave) processorTimes() map[string]time.Duration {
 	out := map[string]time.Duration{}
-	for name, pid := range map[string]int{"mic": b.mic.PID(), "api": b.control.PID()} {
+	for name, pid := range map[string]int{"mic": w.MIC.PID(), "api": w.Control.PID()} {
 		if d, err := meter.CPU(pid); err == nil {
 			out[name] = d
 		}
@@ -207,47 +208,47 @@ func (b *bed) processorTimes() map[string]time.Duration {
 func (w *wave) up(ctx context.Context, n, identities int, nodes []string, limit time.Duration) (outcome, error) {
 	w.count++
 	w.pods, w.space = n, fmt.Sprintf("wave-%d", w.count)
-	if err := w.namespace(ctx, w.space); err != nil {
+	if err := w.Namespace(ctx, w.space); err != nil {
 		return outcome{}, err
 	}
-	w.step("%d pods on %d nodes", n, len(nodes))
+	w.Step("%d pods on %d nodes", n, len(nodes))
 	return w.measure(ctx, n, func() (time.Duration, error) {
 		started := time.Now()
-		err := each(ctx, n, func(ctx context.Context, i int) error {
-			_, err := w.kube.CoreV1().Pods(w.space).Create(ctx, pod(w.space, fmt.Sprintf("pod-%05d", i), nodes[i%len(nodes)], 1+i/len(nodes)%identities), metav1.CreateOptions{})
+		err := bed.Each(ctx, n, func(ctx context.Context, i int) error {
+			_, err := w.Kube.CoreV1().Pods(w.space).Create(ctx, bed.Pod(w.space, fmt.Sprintf("pod-%05d", i), nodes[i%len(nodes)], 1+i/len(nodes)%identities), metav1.CreateOptions{})
 			return err
 		})
 		creating := time.Since(started)
 		if err != nil {
 			return creating, fmt.Errorf("creating pods: %w", err)
 		}
-		return creating, w.tracker.wait(ctx, limit, n, n)
+		return creating, w.tracker.Wait(ctx, limit, n, n)
 	})
 }
 
 // down deletes the pods and waits until nothing of them is left, in the
 // cluster or on a machine.
 func (w *wave) down(ctx context.Context, limit time.Duration) (outcome, error) {
-	w.step("deleting %d pods", w.pods)
+	w.Step("deleting %d pods", w.pods)
 	return w.measure(ctx, w.pods, func() (time.Duration, error) {
 		started := time.Now()
-		err := each(ctx, w.pods, func(ctx context.Context, i int) error {
-			return w.kube.CoreV1().Pods(w.space).Delete(ctx, fmt.Sprintf("pod-%05d", i), metav1.DeleteOptions{GracePeriodSeconds: new(int64)})
+		err := bed.Each(ctx, w.pods, func(ctx context.Context, i int) error {
+			return w.Kube.CoreV1().Pods(w.space).Delete(ctx, fmt.Sprintf("pod-%05d", i), metav1.DeleteOptions{GracePeriodSeconds: new(int64)})
 		})
 		deleting := time.Since(started)
 		if err != nil {
 			return deleting, fmt.Errorf("deleting pods: %w", err)
 		}
-		if err := w.tracker.wait(ctx, limit, 0, 0); err != nil {
+		if err := w.tracker.Wait(ctx, limit, 0, 0); err != nil {
 			return deleting, err
 		}
-		return deleting, until(ctx, limit, func() error { return w.bare(ctx) })
+		return deleting, bed.Until(ctx, limit, func() error { return w.bare(ctx) })
 	})
 }
 
 // bare fails while any machine has an identity.
-func (b *bed) bare(ctx context.Context) error {
-	s, err := b.stats(ctx)
+func (w *wave) bare(ctx context.Context) error {
+	s, err := w.Stats(ctx)
 	if err != nil {
 		return err
 	}
@@ -261,11 +262,11 @@ func (b *bed) bare(ctx context.Context) error {
 
 // other measures a scale set beside one whose change takes 30 s.
 func (w *wave) other(ctx context.Context) (Measurement, error) {
-	slow, err := w.scaleSet(ctx, "slow", 1)
+	slow, err := w.ScaleSet(ctx, "slow", 1)
 	if err != nil {
 		return Measurement{}, err
 	}
-	quick, err := w.scaleSet(ctx, "quick", 1)
+	quick, err := w.ScaleSet(ctx, "quick", 1)
 	if err != nil {
 		return Measurement{}, err
 	}
@@ -276,42 +277,42 @@ func (w *wave) other(ctx context.Context) (Measurement, error) {
 	if err := w.setLatency(ctx, "slow", long); err != nil {
 		return Measurement{}, err
 	}
-	w.step("a change of one scale set takes %s, another one is wanted", long)
-	if _, err := w.kube.CoreV1().Pods(benchSpace).Create(ctx, pod(benchSpace, "slow", slow[0], 1), metav1.CreateOptions{}); err != nil {
+	w.Step("a change of one scale set takes %s, another one is wanted", long)
+	if _, err := w.Kube.CoreV1().Pods(bed.Space).Create(ctx, bed.Pod(bed.Space, "slow", slow[0], 1), metav1.CreateOptions{}); err != nil {
 		return Measurement{}, err
 	}
-	if err := until(ctx, 20*time.Second, func() error { return w.changing(ctx, "slow") }); err != nil {
+	if err := bed.Until(ctx, 20*time.Second, func() error { return w.changing(ctx, "slow") }); err != nil {
 		return Measurement{}, err
 	}
 	started := time.Now()
-	if _, err := w.kube.CoreV1().Pods(benchSpace).Create(ctx, pod(benchSpace, "quick", quick[0], 1), metav1.CreateOptions{}); err != nil {
+	if _, err := w.Kube.CoreV1().Pods(bed.Space).Create(ctx, bed.Pod(bed.Space, "quick", quick[0], 1), metav1.CreateOptions{}); err != nil {
 		return Measurement{}, err
 	}
-	if err := w.tracker.wait(ctx, 90*time.Second, 1, 2); err != nil {
+	if err := w.tracker.Wait(ctx, 90*time.Second, 1, 2); err != nil {
 		return Measurement{}, err
 	}
 	took := time.Since(started)
 	beside := w.changing(ctx, "slow") == nil
 	// The slow one has to end, too, before the next measurement.
-	if err := w.tracker.wait(ctx, 90*time.Second, 2, 2); err != nil {
+	if err := w.tracker.Wait(ctx, 90*time.Second, 2, 2); err != nil {
 		return Measurement{}, err
 	}
 	if err := w.setLatency(ctx, "slow", 0); err != nil {
 		return Measurement{}, err
 	}
 	for _, name := range []string{"slow", "quick"} {
-		if err := w.kube.CoreV1().Pods(benchSpace).Delete(ctx, name, metav1.DeleteOptions{GracePeriodSeconds: new(int64)}); err != nil {
+		if err := w.Kube.CoreV1().Pods(bed.Space).Delete(ctx, name, metav1.DeleteOptions{GracePeriodSeconds: new(int64)}); err != nil {
 			return Measurement{}, err
 		}
 	}
 	return Measurement{
-		Row: Row{Name: "other-scale-set"}, Now: brief(took), Value: took.Seconds(), Unit: "s", Ratio: times(v1OtherVMSS, took), OK: beside && took <= 3*time.Second,
+		Row: Row{Name: "other-scale-set"}, Now: meter.Brief(took), Value: took.Seconds(), Unit: "s", Ratio: Times(v1OtherVMSS, took), OK: beside && took <= 3*time.Second,
 		Note: fmt.Sprintf("ARM takes 2 s for it and %s for the other, which was still under way: %t", long, beside),
-	}, w.tracker.wait(ctx, time.Minute, 0, 0)
+	}, w.tracker.Wait(ctx, time.Minute, 0, 0)
 }
 
-func (b *bed) changing(ctx context.Context, machine string) error {
-	s, err := b.stats(ctx)
+func (w *wave) changing(ctx context.Context, machine string) error {
+	s, err := w.Stats(ctx)
 	if err == nil && s.UnderWay[machine] == 0 {
 		err = fmt.Errorf("%s is not being changed", machine)
 	}
@@ -319,6 +320,6 @@ func (b *bed) changing(ctx context.Context, machine string) error {
 }
 
 // setLatency says how long changes of one machine take from now on.
-func (b *bed) setLatency(ctx context.Context, machine string, d time.Duration) error {
-	return b.post(ctx, cloudURL()+standin.LatencyPath, url.Values{"machine": {machine}, "latency": {d.String()}})
+func (w *wave) setLatency(ctx context.Context, machine string, d time.Duration) error {
+	return w.Post(ctx, bed.CloudURL()+standin.LatencyPath, url.Values{"machine": {machine}, "latency": {d.String()}})
 }

@@ -21,6 +21,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/lanyard-id/lanyard/internal/bench/bed"
 	"github.com/lanyard-id/lanyard/internal/bench/meter"
 )
 
@@ -51,19 +52,17 @@ type Experiment struct {
 	What string
 	Rows []Row
 
-	limit  time.Duration
+	Limit time.Duration // of Run
+	Run   func(*Runner, context.Context) ([]Measurement, error)
+
 	onNode bool // shares the bed with 110 pods
-	run    func(*Runner, context.Context) ([]Measurement, error)
 }
 
-// A Runner runs experiments. Bin, Self and Step must be set.
+// A Runner runs experiments.
 type Runner struct {
-	Bin   string   // directory of kube, nmi, mic, lanyard, kwok and the rest
-	Self  []string // command line of this program that calls standin.Main
-	Quick bool     // shorter runs and smaller clusters
-	Step  func(format string, args ...any)
+	bed.Config // must be set
 
-	shared *nodeBed // of the experiments with 110 pods
+	shared *node // of the experiments with 110 pods
 }
 
 // Others tells how busy other programs kept the machine, as a share of all its
@@ -88,17 +87,14 @@ func Others() (after func() (share float64, err error), err error) {
 	}, nil
 }
 
-func (r *Runner) step(format string, args ...any) { r.Step(format, args...) }
-
-// Experiments lists all of them in the order in which they run.
+// Experiments lists those of door 1 in the order in which they run.
 func Experiments() []Experiment {
 	return []Experiment{cachedToken(), servicePrincipal(), upstreamDead(), manyIdentities(), assignment(), scale(), firstToken()}
 }
 
-// Choose returns the experiments that have one of the names, or a row that
-// has; all of them without any name.
-func Choose(names []string) ([]Experiment, error) {
-	all := Experiments()
+// Choose returns, of all experiments, those that have one of the names, or a
+// row that has; all of them without any name.
+func Choose(all []Experiment, names []string) ([]Experiment, error) {
 	if len(names) == 0 {
 		return all, nil
 	}
@@ -136,7 +132,7 @@ func (r *Runner) Run(ctx context.Context, experiments []Experiment) (all []Measu
 				return all, err
 			}
 		}
-		r.step("%s: %s", e.Name, e.What)
+		r.Step("%s: %s", e.Name, e.What)
 		measured, err := r.one(ctx, e)
 		if ctx.Err() != nil {
 			return all, context.Cause(ctx)
@@ -146,10 +142,36 @@ func (r *Runner) Run(ctx context.Context, experiments []Experiment) (all []Measu
 	return all, nil
 }
 
+// A node is the bed that experiments with 110 pods share, with a bare server.
+type node struct {
+	*bed.Node
+	bare *bed.Child
+}
+
+func (r *Runner) node(ctx context.Context) (*node, error) {
+	if r.shared == nil {
+		b, err := bed.NewNode(ctx, r.Config)
+		if err != nil {
+			return nil, err
+		}
+		r.shared = &node{Node: b}
+	}
+	return r.shared, nil
+}
+
+func (r *Runner) closeNode(ctx context.Context) error {
+	if r.shared == nil {
+		return nil
+	}
+	b := r.shared
+	r.shared = nil
+	return b.Close(ctx)
+}
+
 func (r *Runner) one(ctx context.Context, e Experiment) ([]Measurement, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, e.limit, fmt.Errorf("it took longer than %s", e.limit))
+	ctx, cancel := context.WithTimeoutCause(ctx, e.Limit, fmt.Errorf("it took longer than %s", e.Limit))
 	defer cancel()
-	m, err := e.run(r, ctx)
+	m, err := e.Run(r, ctx)
 	if err != nil && ctx.Err() != nil {
 		err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
 	}

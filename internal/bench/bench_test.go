@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -70,7 +69,7 @@ func TestExperimentsAreChosenByTheirNamesAndTheirRows(t *testing.T) {
 		"none by a name that nobody has heard": {[]string{"scale", "speed"}, nil, `no row "speed"`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			chosen, err := Choose(tt.names)
+			chosen, err := Choose(Experiments(), tt.names)
 			if (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
 				t.Fatalf("error %v, want %q", err, tt.err)
 			}
@@ -88,7 +87,7 @@ func TestExperimentsAreChosenByTheirNamesAndTheirRows(t *testing.T) {
 func TestEveryRowSaysWhatIsToBeReached(t *testing.T) {
 	seen := map[string]bool{}
 	for _, e := range Experiments() {
-		if e.limit <= 0 || e.run == nil || e.What == "" {
+		if e.Limit <= 0 || e.Run == nil || e.What == "" {
 			t.Errorf("the experiment %s is not whole", e.Name)
 		}
 		for _, r := range e.Rows {
@@ -96,77 +95,6 @@ func TestEveryRowSaysWhatIsToBeReached(t *testing.T) {
 				t.Errorf("the row %+v of %s is not whole, or there are two", r, e.Name)
 			}
 			seen[r.Name] = true
-		}
-	}
-}
-
-func TestWritesAreCountedByResource(t *testing.T) {
-	const text = `# TYPE apiserver_request_total counter
-apiserver_request_total{code="201",component="apiserver",dry_run="",group="aadpodidentity.k8s.io",resource="azureassignedidentities",scope="resource",subresource="",verb="POST",version="v1"} 200
-apiserver_request_total{code="200",component="apiserver",dry_run="",group="aadpodidentity.k8s.io",resource="azureassignedidentities",scope="resource",subresource="",verb="PATCH",version="v1"} 1.2e+03
-apiserver_request_total{code="409",component="apiserver",dry_run="",group="aadpodidentity.k8s.io",resource="azureassignedidentities",scope="resource",subresource="",verb="PATCH",version="v1"} 3
-apiserver_request_total{code="200",component="apiserver",dry_run="",group="aadpodidentity.k8s.io",resource="azureassignedidentities",scope="cluster",subresource="",verb="LIST",version="v1"} 9
-apiserver_request_total{code="201",component="apiserver",dry_run="",group="",resource="events",scope="resource",subresource="",verb="POST",version="v1"} 7
-apiserver_request_duration_seconds_count{resource="pods",verb="POST"} 5
-`
-	want := map[string]int{"azureassignedidentities POST": 200, "azureassignedidentities PATCH": 1200, "azureassignedidentities refused": 3, "events POST": 7}
-	got := countWrites(text)
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Error(diff)
-	}
-	m := perPod(map[string]int{"azureassignedidentities POST": 100}, got, 100, &child{cmd: &exec.Cmd{Process: &os.Process{Pid: os.Getpid()}}})
-	if m.Value != 13 || m.OK || !strings.HasPrefix(m.Note, "PATCH 12.00, POST 1.00; besides: events 0.07; refused 0.03; mic holds ") {
-		t.Errorf("per pod: %+v", m)
-	}
-}
-
-func TestATrackerCountsAssignments(t *testing.T) {
-	tr := &tracker{state: map[string]string{}, changed: make(chan struct{})}
-	tr.note("default/a", "Created")
-	tr.note("default/b", "Created")
-	if err := tr.wait(t.Context(), time.Millisecond, 2, 2); err == nil || !strings.Contains(err.Error(), "0 of 2 are assigned") {
-		t.Errorf("two that are not assigned: %v", err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- tr.wait(t.Context(), time.Minute, 1, 1) }()
-	tr.note("default/a", "Assigned")
-	tr.note("default/a", "Assigned") // again: counted once
-	tr.note("default/b", "")
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-	tr.note("default/a", "")
-	if err := tr.wait(t.Context(), time.Minute, 0, 0); err != nil {
-		t.Error(err)
-	}
-}
-
-func TestTheCostIsInUnitsOfTheBareServer(t *testing.T) {
-	c := comparison{nmi: load.Result{Requests: 100, CPU: 4 * time.Millisecond}, bare: load.Result{Requests: 200, CPU: 4 * time.Millisecond}}
-	if c.cost() != 2 {
-		t.Errorf("40 µs against 20 µs is %g", c.cost())
-	}
-	busy := comparison{nmi: load.Result{Requests: 100, CPU: 6 * time.Millisecond}, bare: load.Result{Requests: 200, CPU: 6 * time.Millisecond}}
-	if m := growth("x", c, busy, ""); m.Value != 1 || !m.OK {
-		t.Errorf("a machine that became slower counts against nmi: %+v", m)
-	}
-	dear := comparison{nmi: load.Result{Requests: 100, CPU: 5 * time.Millisecond}, bare: c.bare}
-	if m := growth("x", c, dear, ""); m.Value != 1.25 || m.OK {
-		t.Errorf("a quarter more passes: %+v", m)
-	}
-}
-
-func TestNumbersAreShort(t *testing.T) {
-	for d, want := range map[time.Duration]string{1234 * time.Nanosecond: "1 µs", 12345 * time.Microsecond: "12.3 ms", 12345 * time.Millisecond: "12.3 s"} {
-		if got := brief(d); got != want {
-			t.Errorf("%s is %q, want %q", d, got, want)
-		}
-	}
-	for want, got := range map[string]string{
-		"20 times": times(20*time.Second, time.Second), "1.5 times": times(3.0, 2.0), "-": times(time.Second, 0),
-	} {
-		if got != want {
-			t.Errorf("got %q, want %q", got, want)
 		}
 	}
 }
@@ -195,24 +123,6 @@ func TestTheWorstAnswerCounts(t *testing.T) {
 	}
 }
 
-func TestUntilWaitsForSuccessButNotForLostCauses(t *testing.T) {
-	n := 0
-	if err := until(t.Context(), time.Minute, func() error {
-		if n++; n < 3 {
-			return errors.New("not yet")
-		}
-		return nil
-	}); err != nil || n != 3 {
-		t.Errorf("%v after %d looks", err, n)
-	}
-	if err := until(t.Context(), time.Hour, func() error { return fatal{errors.New("it has ended")} }); err == nil || err.Error() != "it has ended" {
-		t.Errorf("a lost cause: %v", err)
-	}
-	if err := until(t.Context(), time.Millisecond, func() error { return errors.New("not yet") }); err == nil || !strings.Contains(err.Error(), "not yet") {
-		t.Errorf("over time: %v", err)
-	}
-}
-
 func TestTheWorkloadsReportIsFound(t *testing.T) {
 	r, err := readReport([]byte("attempt 1: 404\n{\"ok\":true,\"firstToken\":\"2026-11-21T06:00:00Z\",\"firstTokenMillis\":12.5}\n"))
 	if err != nil || r.FirstTokenMillis != 12.5 {
@@ -226,5 +136,35 @@ func TestTheWorkloadsReportIsFound(t *testing.T) {
 		if _, err := readReport([]byte(text)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", text, err, want)
 		}
+	}
+}
+
+func TestWritesAreCountedPerPod(t *testing.T) {
+	got := map[string]int{"azureassignedidentities POST": 200, "azureassignedidentities PATCH": 1200, "azureassignedidentities refused": 3, "events POST": 7}
+	m := perPod(map[string]int{"azureassignedidentities POST": 100}, got, 100, os.Getpid())
+	if m.Value != 13 || m.OK || !strings.HasPrefix(m.Note, "PATCH 12.00, POST 1.00; besides: events 0.07; refused 0.03; mic holds ") {
+		t.Errorf("per pod: %+v", m)
+	}
+}
+
+func TestBetterIsATimesNumber(t *testing.T) {
+	for want, got := range map[string]string{
+		"20 times": Times(20*time.Second, time.Second), "1.5 times": Times(3.0, 2.0), "-": Times(time.Second, 0),
+	} {
+		if got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+func TestGrowthIsInUnitsOfTheBareServer(t *testing.T) {
+	c := load.Comparison{Ours: load.Result{Requests: 100, CPU: 4 * time.Millisecond}, Bare: load.Result{Requests: 200, CPU: 4 * time.Millisecond}}
+	busy := load.Comparison{Ours: load.Result{Requests: 100, CPU: 6 * time.Millisecond}, Bare: load.Result{Requests: 200, CPU: 6 * time.Millisecond}}
+	if m := growth("x", c, busy, ""); m.Value != 1 || !m.OK {
+		t.Errorf("a machine that became slower counts against nmi: %+v", m)
+	}
+	dear := load.Comparison{Ours: load.Result{Requests: 100, CPU: 5 * time.Millisecond}, Bare: c.Bare}
+	if m := growth("x", c, dear, ""); m.Value != 1.25 || m.OK {
+		t.Errorf("a quarter more passes: %+v", m)
 	}
 }

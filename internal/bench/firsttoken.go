@@ -20,6 +20,7 @@ import (
 	"k8s.io/klog/v2"
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
+	"github.com/lanyard-id/lanyard/internal/bench/bed"
 	"github.com/lanyard-id/lanyard/internal/bench/meter"
 	"github.com/lanyard-id/lanyard/internal/estate"
 	"github.com/lanyard-id/lanyard/internal/lab"
@@ -27,7 +28,7 @@ import (
 
 func firstToken() Experiment {
 	return Experiment{
-		Name: "first-token", What: "a whole lab: real kubelet, real containers, the local cloud", limit: 4 * time.Minute, run: (*Runner).firstToken,
+		Name: "first-token", What: "a whole lab: real kubelet, real containers, the local cloud", Limit: 4 * time.Minute, Run: (*Runner).firstToken,
 		Rows: []Row{
 			{"first-token", "container started to first token, real kubelet, slowest pod", "10-60 s published (section 7)", "1 s"},
 			{"pod-to-token", "pod created to first token, real kubelet, slowest pod", "10-60 s published (section 7)", "-"},
@@ -82,21 +83,21 @@ func (r *Runner) firstToken(ctx context.Context) (_ []Measurement, err error) {
 	}
 	var program, created []time.Duration
 	for i := range pods {
-		r.step("pod %d of %d asks for its first token", i+1, pods)
+		r.Step("pod %d of %d asks for its first token", i+1, pods)
 		p, c, err := onePod(ctx, e, fmt.Sprintf("first-%d", i))
 		if err != nil {
 			return nil, err
 		}
 		program, created = append(program, p), append(created, c)
 	}
-	note := fmt.Sprintf("%d pods one after the other, each assigned anew; p50 %s after the program's start, %s after the pod's creation", pods, brief(meter.Percentile(program, 0.5)), brief(meter.Percentile(created, 0.5)))
+	note := fmt.Sprintf("%d pods one after the other, each assigned anew; p50 %s after the program's start, %s after the pod's creation", pods, meter.Brief(meter.Percentile(program, 0.5)), meter.Brief(meter.Percentile(created, 0.5)))
 	if e.Simulated() {
 		note += "; the node was simulated: there is no kubelet here"
 	}
 	worst, whole := slices.Max(program), slices.Max(created)
 	return []Measurement{
-		{Row: Row{Name: "first-token"}, Now: brief(worst), Value: worst.Seconds(), Unit: "s", OK: worst <= time.Second && !e.Simulated(), Note: note},
-		{Row: Row{Name: "pod-to-token"}, Now: brief(whole), Value: whole.Seconds(), Unit: "s", Ratio: times(10*time.Second, whole), OK: !e.Simulated(), Note: "with the scheduler, the sandbox and the container's start; the comparison is with 10 s"},
+		{Row: Row{Name: "first-token"}, Now: meter.Brief(worst), Value: worst.Seconds(), Unit: "s", OK: worst <= time.Second && !e.Simulated(), Note: note},
+		{Row: Row{Name: "pod-to-token"}, Now: meter.Brief(whole), Value: whole.Seconds(), Unit: "s", Ratio: Times(10*time.Second, whole), OK: !e.Simulated(), Note: "with the scheduler, the sandbox and the container's start; the load.Comparison is with 10 s"},
 	}, nil
 }
 
@@ -118,7 +119,7 @@ func onePod(ctx context.Context, e *estate.Estate, name string) (program, create
 	if err != nil {
 		return 0, 0, fmt.Errorf("creating the pod %s: %w", name, err)
 	}
-	err = until(ctx, 90*time.Second, func() error {
+	err = bed.Until(ctx, 90*time.Second, func() error {
 		list, err := pods.List(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", name).String(), ResourceVersion: "0"})
 		if err != nil {
 			return err

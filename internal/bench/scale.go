@@ -15,12 +15,13 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	toolscache "k8s.io/client-go/tools/cache"
 
+	"github.com/lanyard-id/lanyard/internal/bench/bed"
 	"github.com/lanyard-id/lanyard/internal/bench/meter"
 )
 
 func scale() Experiment {
 	return Experiment{
-		Name: "scale", What: "many pods on many nodes that kwok simulates", limit: 6 * time.Minute, run: (*Runner).scale,
+		Name: "scale", What: "many pods on many nodes that kwok simulates", Limit: 6 * time.Minute, Run: (*Runner).scale,
 		Rows: []Row{{"scale", "10,000 pods on 500 simulated nodes, all running and assigned", "-", "converges"}},
 	}
 }
@@ -30,42 +31,42 @@ func (r *Runner) scale(ctx context.Context) (m []Measurement, err error) {
 	if r.Quick {
 		pods, nodes, limit = 1000, 50, time.Minute
 	}
-	b, err := r.newBed(ctx)
+	b, err := bed.New(ctx, r.Config)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, b.Close(ctx)) }()
-	w := &wave{bed: b}
-	if w.tracker, err = b.track(ctx); err != nil {
+	w := &wave{Bed: b}
+	if w.tracker, err = b.Track(ctx); err != nil {
 		return nil, err
 	}
-	kwok, err := b.startKwok(ctx)
+	kwok, err := startKwok(ctx, b)
 	if err != nil {
 		return nil, err
 	}
-	if err := b.namespace(ctx, benchSpace); err != nil {
+	if err := b.Namespace(ctx, bed.Space); err != nil {
 		return nil, err
 	}
-	if err := b.identities(ctx, benchSpace, 1, 100); err != nil {
+	if err := b.Identities(ctx, bed.Space, 1, 100); err != nil {
 		return nil, err
 	}
-	b.step("creating %d nodes", nodes)
+	b.Step("creating %d nodes", nodes)
 	var names []string
 	for i := range 10 {
-		set, err := b.scaleSet(ctx, fmt.Sprintf("pool%d", i), nodes/10)
+		set, err := b.ScaleSet(ctx, fmt.Sprintf("pool%d", i), nodes/10)
 		if err != nil {
 			return nil, err
 		}
 		names = append(names, set...)
 	}
-	if err := kwok.ready(ctx, time.Minute, func() error { return b.nodesReady(ctx, len(names)) }); err != nil {
+	if err := kwok.Ready(ctx, time.Minute, func() error { return nodesReady(ctx, b, len(names)) }); err != nil {
 		return nil, err
 	}
-	mic, err := b.startMIC(ctx)
+	mic, err := b.StartMIC(ctx)
 	if err != nil {
 		return nil, err
 	}
-	running, err := b.countRunning(ctx)
+	running, err := countRunning(ctx, b)
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +76,7 @@ func (r *Runner) scale(ctx context.Context) (m []Measurement, err error) {
 		return nil, fmt.Errorf("%w (%d pods run)", err, running.Load())
 	}
 	started := time.Now()
-	err = until(ctx, limit, func() error {
+	err = bed.Until(ctx, limit, func() error {
 		if n := running.Load(); n != int64(pods) {
 			return fmt.Errorf("%d of %d pods run", n, pods)
 		}
@@ -87,11 +88,11 @@ func (r *Runner) scale(ctx context.Context) (m []Measurement, err error) {
 	up.took += time.Since(started)
 	kwokAfter, _ := meter.CPU(kwok.PID())
 	note := fmt.Sprintf("%d pods on %d nodes of 10 scale sets, %s of it to create the pods; %s; processor time of mic %s, of the API server %s, of kwok %s",
-		pods, nodes, brief(up.creating), up.cloud, brief(up.mic), brief(up.api), brief(kwokAfter-kwokBefore))
+		pods, nodes, meter.Brief(up.creating), up.cloud, meter.Brief(up.mic), meter.Brief(up.api), meter.Brief(kwokAfter-kwokBefore))
 	if used, err := meter.MemoryOf(mic.PID()); err == nil {
-		note += fmt.Sprintf("; mic holds %s, at most %s", megabytes(used.Resident), megabytes(used.Peak))
+		note += fmt.Sprintf("; mic holds %s, at most %s", meter.Megabytes(used.Resident), meter.Megabytes(used.Peak))
 	}
-	return []Measurement{{Row: Row{Name: "scale"}, Now: fmt.Sprintf("%d pods in %s", pods, brief(up.took)), Value: up.took.Seconds(), Unit: "s", OK: true, Note: note}}, nil
+	return []Measurement{{Row: Row{Name: "scale"}, Now: fmt.Sprintf("%d pods in %s", pods, meter.Brief(up.took)), Value: up.took.Seconds(), Unit: "s", OK: true, Note: note}}, nil
 }
 
 // stages say what kwok does with nodes and pods.
@@ -100,20 +101,20 @@ func (r *Runner) scale(ctx context.Context) (m []Measurement, err error) {
 var stages []byte
 
 // startKwok starts kwok, which plays the kubelet of every node.
-func (b *bed) startKwok(ctx context.Context) (*child, error) {
-	kubeconfig, err := b.kubeconfig(ctx, "kwok")
+func startKwok(ctx context.Context, b *bed.Bed) (*bed.Child, error) {
+	kubeconfig, err := b.Kubeconfig(ctx, "kwok")
 	if err != nil {
 		return nil, err
 	}
-	config := filepath.Join(b.dir, "kwok.yaml")
+	config := filepath.Join(b.Dir, "kwok.yaml")
 	if err := os.WriteFile(config, stages, 0o600); err != nil {
 		return nil, err
 	}
-	return b.start("kwok", nil, filepath.Join(b.Bin, "kwok"), "--kubeconfig="+kubeconfig, "--config="+config, "--manage-all-nodes=true", "--node-lease-duration-seconds=200")
+	return b.Start("kwok", nil, filepath.Join(b.Bin, "kwok"), "--kubeconfig="+kubeconfig, "--config="+config, "--manage-all-nodes=true", "--node-lease-duration-seconds=200")
 }
 
-func (b *bed) nodesReady(ctx context.Context, n int) error {
-	list, err := b.kube.CoreV1().Nodes().List(ctx, metav1.ListOptions{ResourceVersion: "0"})
+func nodesReady(ctx context.Context, b *bed.Bed, n int) error {
+	list, err := b.Kube.CoreV1().Nodes().List(ctx, metav1.ListOptions{ResourceVersion: "0"})
 	if err != nil {
 		return err
 	}
@@ -132,9 +133,9 @@ func (b *bed) nodesReady(ctx context.Context, n int) error {
 }
 
 // countRunning follows how many pods run, until ctx ends.
-func (b *bed) countRunning(ctx context.Context) (*atomic.Int64, error) {
+func countRunning(ctx context.Context, b *bed.Bed) (*atomic.Int64, error) {
 	running := &atomic.Int64{}
-	lw := toolscache.NewListWatchFromClient(b.kube.CoreV1().RESTClient(), "pods", metav1.NamespaceAll, fields.OneTermEqualSelector("status.phase", "Running"))
+	lw := toolscache.NewListWatchFromClient(b.Kube.CoreV1().RESTClient(), "pods", metav1.NamespaceAll, fields.OneTermEqualSelector("status.phase", "Running"))
 	_, informer := toolscache.NewInformerWithOptions(toolscache.InformerOptions{
 		ListerWatcher: lw, ObjectType: &corev1.Pod{},
 		Transform: func(o any) (any, error) {

@@ -67,27 +67,8 @@ func Missed(rows []Measurement) (missed, failed int) {
 	return missed, failed
 }
 
-func inMicros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
-func inMillis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-
-func micros(d time.Duration) string { return fmt.Sprintf("%.1f µs", inMicros(d)) }
-
-func megabytes(n int64) string { return fmt.Sprintf("%.0f MB", float64(n)/1e6) }
-
-// brief is a duration with as many digits as are worth reading.
-func brief(d time.Duration) string {
-	switch {
-	case d < time.Millisecond:
-		return fmt.Sprintf("%.0f µs", inMicros(d))
-	case d < time.Second:
-		return fmt.Sprintf("%.1f ms", inMillis(d))
-	default:
-		return fmt.Sprintf("%.1f s", d.Seconds())
-	}
-}
-
-// times says how many times better now is than v1.
-func times[T time.Duration | float64](v1, now T) string {
+// Times says how many times better now is than v1.
+func Times[T time.Duration | float64](v1, now T) string {
 	if now <= 0 {
 		return "-"
 	}

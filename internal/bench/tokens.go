@@ -6,18 +6,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
+	"github.com/lanyard-id/lanyard/internal/bench/bed"
 	"github.com/lanyard-id/lanyard/internal/bench/load"
 	"github.com/lanyard-id/lanyard/internal/bench/meter"
 	"github.com/lanyard-id/lanyard/internal/bench/standin"
@@ -35,7 +34,7 @@ const (
 
 func cachedToken() Experiment {
 	return Experiment{
-		Name: "cached-token", What: "a token that is known already, for 110 pods on the node", limit: 3 * time.Minute, onNode: true, run: (*Runner).cachedToken,
+		Name: "cached-token", What: "a token that is known already, for 110 pods on the node", Limit: 3 * time.Minute, onNode: true, Run: (*Runner).cachedToken,
 		Rows: []Row{
 			{"cached-cpu", "cached token, 110 pods on the node, CPU per request", "572 µs", "40 µs"},
 			{"cached-throughput", "the same, throughput beside a bare net/http server", "-", "0.7"},
@@ -50,28 +49,28 @@ func (r *Runner) cachedToken(ctx context.Context) ([]Measurement, error) {
 	if err != nil {
 		return nil, err
 	}
-	keep, err := b.compare(ctx, b.sources(), true)
+	keep, err := b.compare(ctx, b.Sources(), true)
 	if err != nil {
 		return nil, err
 	}
-	cpu := keep.nmi.CPUPerRequest()
+	cpu := keep.Ours.CPUPerRequest()
 	m := []Measurement{
-		{Row: Row{Name: "cached-cpu"}, Now: micros(cpu), Value: inMicros(cpu), Unit: "µs", Ratio: times(v1CachedCPU, cpu), OK: cpu <= 40*time.Microsecond, Note: fmt.Sprintf("%.2f times the bare server's CPU", keep.cost())},
-		{Row: Row{Name: "cached-throughput"}, Now: fmt.Sprintf("%.2f", keep.ratio), Value: keep.ratio, OK: keep.ratio >= 0.7, Note: keep.note()},
+		{Row: Row{Name: "cached-cpu"}, Now: meter.Micros(cpu), Value: meter.InMicros(cpu), Unit: "µs", Ratio: Times(v1CachedCPU, cpu), OK: cpu <= 40*time.Microsecond, Note: fmt.Sprintf("%.2f times the bare server's CPU", keep.Cost())},
+		{Row: Row{Name: "cached-throughput"}, Now: fmt.Sprintf("%.2f", keep.Ratio), Value: keep.Ratio, OK: keep.Ratio >= 0.7, Note: keep.Note("nmi")},
 	}
-	anew, err := b.compare(ctx, b.sources(), false)
+	anew, err := b.compare(ctx, b.Sources(), false)
 	if err != nil {
 		return m, err
 	}
 	return append(m,
-		Measurement{Row: Row{Name: "connect-cpu"}, Now: fmt.Sprintf("%.2f times", anew.cost()), Value: anew.cost(), OK: anew.cost() <= 1/0.7, Note: micros(anew.nmi.CPUPerRequest()) + " against " + micros(anew.bare.CPUPerRequest())},
-		Measurement{Row: Row{Name: "connect-throughput"}, Now: fmt.Sprintf("%.2f", anew.ratio), Value: anew.ratio, OK: anew.ratio >= 0.7, Note: anew.note()},
+		Measurement{Row: Row{Name: "connect-cpu"}, Now: fmt.Sprintf("%.2f times", anew.Cost()), Value: anew.Cost(), OK: anew.Cost() <= 1/0.7, Note: meter.Micros(anew.Ours.CPUPerRequest()) + " against " + meter.Micros(anew.Bare.CPUPerRequest())},
+		Measurement{Row: Row{Name: "connect-throughput"}, Now: fmt.Sprintf("%.2f", anew.Ratio), Value: anew.Ratio, OK: anew.Ratio >= 0.7, Note: anew.Note("nmi")},
 	), nil
 }
 
 func servicePrincipal() Experiment {
 	return Experiment{
-		Name: "service-principal", What: "service principals, Entra at 100 ms", limit: 3 * time.Minute, onNode: true, run: (*Runner).servicePrincipal,
+		Name: "service-principal", What: "service principals, Entra at 100 ms", Limit: 3 * time.Minute, onNode: true, Run: (*Runner).servicePrincipal,
 		Rows: []Row{{"service-principal", "service principal token, 32 callers, p50", "6.2 s", "5 ms"}},
 	}
 }
@@ -84,20 +83,20 @@ func (r *Runner) servicePrincipal(ctx context.Context) ([]Measurement, error) {
 	if err != nil {
 		return nil, err
 	}
-	before, err := b.stats(ctx)
+	before, err := b.Stats(ctx)
 	if err != nil {
 		return nil, err
 	}
-	b.step("creating %d service principals", callers)
-	err = each(ctx, callers, func(ctx context.Context, i int) error {
+	b.Step("creating %d service principals", callers)
+	err = bed.Each(ctx, callers, func(ctx context.Context, i int) error {
 		n := firstPrincipal + i
-		secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: standin.IdentityName(n), Namespace: benchSpace}, StringData: map[string]string{"clientsecret": "bench"}}
-		id := &v1.AzureIdentity{ObjectMeta: metav1.ObjectMeta{Name: standin.IdentityName(n), Namespace: benchSpace}, Spec: v1.AzureIdentitySpec{
-			Type: v1.ServicePrincipal, TenantID: standin.Tenant, ClientID: standin.ClientID(n), ADEndpoint: cloudURL() + "/",
+		secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: standin.IdentityName(n), Namespace: bed.Space}, StringData: map[string]string{"clientsecret": "bench"}}
+		id := &v1.AzureIdentity{ObjectMeta: metav1.ObjectMeta{Name: standin.IdentityName(n), Namespace: bed.Space}, Spec: v1.AzureIdentitySpec{
+			Type: v1.ServicePrincipal, TenantID: standin.Tenant, ClientID: standin.ClientID(n), ADEndpoint: bed.CloudURL() + "/",
 			ClientPassword: v1.SecretReference{Name: secret.Name, Namespace: secret.Namespace},
 		}}
-		for _, o := range []client.Object{secret, id, bind(benchSpace, i+1, n)} {
-			if err := b.objects.Create(ctx, o); err != nil {
+		for _, o := range []client.Object{secret, id, bed.Bind(bed.Space, i+1, n)} {
+			if err := b.Objects.Create(ctx, o); err != nil {
 				return fmt.Errorf("creating %T %s: %w", o, o.GetName(), err)
 			}
 		}
@@ -106,12 +105,12 @@ func (r *Runner) servicePrincipal(ctx context.Context) ([]Measurement, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := b.assign(ctx, podCount+callers); err != nil {
+	if err := b.Assign(ctx, bed.PodCount+callers); err != nil {
 		return nil, fmt.Errorf("not available: mic assigns no service principals: %w", err)
 	}
 	sources := make([]load.Source, callers)
 	for i := range sources {
-		sources[i] = b.source(i, firstPrincipal+i, armResource)
+		sources[i] = b.Source(i, firstPrincipal+i, bed.ARMResource)
 	}
 	first, err := warm(ctx, sources)
 	if err != nil {
@@ -121,25 +120,25 @@ func (r *Runner) servicePrincipal(ctx context.Context) ([]Measurement, error) {
 	for _, a := range first {
 		cold = max(cold, a.Took)
 	}
-	got, err := load.Run(ctx, load.Config{Sources: sources, Host: metadata.Addr().String(), Target: metadata, Concurrency: callers, KeepAlive: true, For: 3 * time.Second, PID: b.nmi.PID()})
+	got, err := load.Run(ctx, load.Config{Sources: sources, Host: bed.Metadata.Addr().String(), Target: bed.Metadata, Concurrency: callers, KeepAlive: true, For: 3 * time.Second, PID: b.NMI.PID()})
 	if err != nil {
 		return nil, err
 	}
-	after, err := b.stats(ctx)
+	after, err := b.Stats(ctx)
 	if err != nil {
 		return nil, err
 	}
 	p50 := meter.Percentile(got.Latencies, 0.5)
 	return []Measurement{{
-		Row: Row{Name: "service-principal"}, Now: brief(p50), Value: inMillis(p50), Unit: "ms", Ratio: times(v1ServicePrincipal, p50), OK: p50 <= 5*time.Millisecond,
+		Row: Row{Name: "service-principal"}, Now: meter.Brief(p50), Value: meter.InMillis(p50), Unit: "ms", Ratio: Times(v1ServicePrincipal, p50), OK: p50 <= 5*time.Millisecond,
 		Note: fmt.Sprintf("p99 %s, %.0f/s, %s CPU; the first tokens of all 32 took up to %s; %d requests to Entra for %d tokens",
-			brief(meter.Percentile(got.Latencies, 0.99)), got.PerSecond(), micros(got.CPUPerRequest()), brief(cold), after.Tokens-before.Tokens, got.Requests+callers),
+			meter.Brief(meter.Percentile(got.Latencies, 0.99)), got.PerSecond(), meter.Micros(got.CPUPerRequest()), meter.Brief(cold), after.Tokens-before.Tokens, got.Requests+callers),
 	}}, nil
 }
 
 func upstreamDead() Experiment {
 	return Experiment{
-		Name: "upstream-dead", What: "the metadata service refuses, vanishes, hangs", limit: 3 * time.Minute, onNode: true, run: (*Runner).upstreamDead,
+		Name: "upstream-dead", What: "the metadata service refuses, vanishes, hangs", Limit: 3 * time.Minute, onNode: true, Run: (*Runner).upstreamDead,
 		Rows: []Row{
 			{"dead-unknown", "upstream dead, a token that is not known: slowest answer", "112 s", "1 s, retryable"},
 			{"dead-cached", "upstream dead, a token that is known: slowest answer", "112 s", "1 s, the token"},
@@ -159,7 +158,7 @@ func (r *Runner) upstreamDead(ctx context.Context) (_ []Measurement, err error) 
 	if err != nil {
 		return nil, err
 	}
-	if _, err := warm(ctx, b.sources()); err != nil {
+	if _, err := warm(ctx, b.Sources()); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -170,22 +169,22 @@ func (r *Runner) upstreamDead(ctx context.Context) (_ []Measurement, err error) 
 		name string
 		kill func() error
 	}{
-		{"refuses", func() error { return endChild(ctx, b.metadata) }},
-		{"vanishes", func() error { return errors.Join(b.vanish(true), endChild(ctx, b.metadata)) }},
-		{"hangs", func() error { return b.post(ctx, "http://"+metadata.String()+standin.HangPath, nil) }},
+		{"refuses", func() error { return b.Metadata.Kill(ctx) }},
+		{"vanishes", func() error { return errors.Join(b.Vanish(true), b.Metadata.Kill(ctx)) }},
+		{"hangs", func() error { return b.Post(ctx, "http://"+bed.Metadata.String()+standin.HangPath, nil) }},
 	} {
 		if err := b.revive(ctx, "https://before-it-"+way.name+".example/"); err != nil {
 			return nil, err
 		}
-		b.step("the metadata service %s", way.name)
+		b.Step("the metadata service %s", way.name)
 		if err := way.kill(); err != nil {
 			return nil, err
 		}
 		for i := range 3 {
 			// Another pod each time: what one has waited for, the next one must not know.
-			a, err := load.Ask(ctx, b.source(10+i, 11+i, "https://"+way.name+".example/"), metadata, 20*time.Second)
+			a, err := load.Ask(ctx, b.Source(10+i, 11+i, "https://"+way.name+".example/"), bed.Metadata, 20*time.Second)
 			unknown.note(way.name, a, err, slices.Contains(retryable, a.Status))
-			a, err = load.Ask(ctx, b.source(i, i+1, armResource), metadata, 20*time.Second)
+			a, err = load.Ask(ctx, b.Source(i, i+1, bed.ARMResource), bed.Metadata, 20*time.Second)
 			known.note(way.name, a, err, a.Status == http.StatusOK && bytes.Contains(a.Body, standin.MarkText(i+1)))
 		}
 	}
@@ -202,7 +201,7 @@ type slowest struct {
 func (s *slowest) note(way string, a load.Answer, err error, good bool) {
 	s.took = max(s.took, a.Took)
 	s.bad = s.bad || err != nil || !good || a.Took > time.Second
-	said := fmt.Sprintf("%s: %d after %s", way, a.Status, brief(a.Took))
+	said := fmt.Sprintf("%s: %d after %s", way, a.Status, meter.Brief(a.Took))
 	var why struct {
 		Description string `json:"error_description"`
 	}
@@ -210,51 +209,28 @@ func (s *slowest) note(way string, a load.Answer, err error, good bool) {
 		said += fmt.Sprintf(" (%s)", why.Description)
 	}
 	if err != nil {
-		said = fmt.Sprintf("%s: no answer for %s", way, brief(a.Took))
+		said = fmt.Sprintf("%s: no answer for %s", way, meter.Brief(a.Took))
 	}
 	s.seen = append(s.seen, said)
 }
 
 func (s *slowest) measurement(name string) Measurement {
-	return Measurement{Row: Row{Name: name}, Now: brief(s.took), Value: s.took.Seconds(), Unit: "s", Ratio: times(v1Dead, s.took), OK: !s.bad, Note: strings.Join(s.seen, ", ")}
-}
-
-// vanish takes the metadata service's address away, so that what is sent there
-// is lost, or brings it back.
-func (b *nodeBed) vanish(gone bool) error {
-	return b.ns.Do(func() error {
-		lo, err := netlink.LinkByName("lo")
-		if err != nil {
-			return err
-		}
-		address := &netlink.Addr{IPNet: &net.IPNet{IP: metadata.Addr().AsSlice(), Mask: net.CIDRMask(32, 32)}}
-		if !gone {
-			return netlink.AddrReplace(lo, address)
-		}
-		out, err := netlink.LinkByName("node0")
-		if err != nil {
-			return err
-		}
-		// Nobody has this hardware address: without it the kernel would say at
-		// once that the gateway does not answer.
-		err = netlink.NeighSet(&netlink.Neigh{LinkIndex: out.Attrs().Index, State: netlink.NUD_PERMANENT, IP: nodeGateway.AsSlice(), HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 0x99}})
-		return errors.Join(err, netlink.AddrDel(lo, address))
-	})
+	return Measurement{Row: Row{Name: name}, Now: meter.Brief(s.took), Value: s.took.Seconds(), Unit: "s", Ratio: Times(v1Dead, s.took), OK: !s.bad, Note: strings.Join(s.seen, ", ")}
 }
 
 // revive brings the metadata service back, and waits until nmi gives tokens
 // again that it cannot have known.
-func (b *nodeBed) revive(ctx context.Context, resource string) error {
-	if err := errors.Join(b.vanish(false), b.metadata.stop(ctx), b.startMetadata(ctx)); err != nil {
+func (b *node) revive(ctx context.Context, resource string) error {
+	if err := errors.Join(b.Vanish(false), b.Metadata.Stop(ctx), b.StartMetadata(ctx)); err != nil {
 		return err
 	}
-	_, err := warm(ctx, []load.Source{b.source(20, 21, resource)})
+	_, err := warm(ctx, []load.Source{b.Source(20, 21, resource)})
 	return err
 }
 
 func manyIdentities() Experiment {
 	return Experiment{
-		Name: "many-identities", What: "5,000 identities and bindings in the cluster", limit: 5 * time.Minute, onNode: true, run: (*Runner).manyIdentities,
+		Name: "many-identities", What: "5,000 identities and bindings in the cluster", Limit: 5 * time.Minute, onNode: true, Run: (*Runner).manyIdentities,
 		Rows: []Row{
 			{"many-identities", "5,000 identities in the cluster vs 110, CPU per request", "-", "1.1 times"},
 			{"many-identities-managed", "the same in managed mode", "36 times", "1.1 times"},
@@ -270,65 +246,65 @@ func (r *Runner) manyIdentities(ctx context.Context) ([]Measurement, error) {
 	if err != nil {
 		return nil, err
 	}
-	few, err := b.compare(ctx, b.sources(), true)
+	few, err := b.compare(ctx, b.Sources(), true)
 	if err != nil {
 		return nil, err
 	}
 	fewManaged, managedErr := b.compareManaged(ctx)
 	const all = 5000
-	b.step("creating %d identities and bindings", all-podCount)
-	if err := b.identities(ctx, benchSpace, podCount+1, all-podCount); err != nil {
+	b.Step("creating %d identities and bindings", all-bed.PodCount)
+	if err := b.Identities(ctx, bed.Space, bed.PodCount+1, all-bed.PodCount); err != nil {
 		return nil, err
 	}
 	var m []Measurement
 	var memory string
 	if managedErr == nil {
-		var manyManaged comparison
+		var manyManaged load.Comparison
 		if manyManaged, managedErr = b.compareManaged(ctx); managedErr == nil {
-			m = append(m, growth("many-identities-managed", fewManaged, manyManaged, times(v1ManyIdentities, manyManaged.cost()/fewManaged.cost())))
-			if used, err := meter.MemoryOf(b.nmi.PID()); err == nil {
-				memory = fmt.Sprintf("; managed mode %s", megabytes(used.Resident))
+			m = append(m, growth("many-identities-managed", fewManaged, manyManaged, Times(v1ManyIdentities, manyManaged.Cost()/fewManaged.Cost())))
+			if used, err := meter.MemoryOf(b.NMI.PID()); err == nil {
+				memory = fmt.Sprintf("; managed mode %s", meter.Megabytes(used.Resident))
 			}
 		}
 	}
 	if managedErr != nil {
 		m = append(m, Measurement{Row: Row{Name: "many-identities-managed"}, Now: "not available", Error: managedErr.Error()})
 	}
-	if err := b.startNMI(ctx); err != nil {
+	if err := b.StartNMI(ctx); err != nil {
 		return m, err
 	}
-	many, err := b.compare(ctx, b.sources(), true)
+	many, err := b.compare(ctx, b.Sources(), true)
 	if err != nil {
 		return m, err
 	}
 	m = append(m, growth("many-identities", few, many, ""))
-	if err := b.idle(ctx, b.nmi.PID()); err != nil {
+	if err := b.Idle(ctx, b.NMI.PID()); err != nil {
 		return m, err
 	}
-	used, err := meter.MemoryOf(b.nmi.PID())
+	used, err := meter.MemoryOf(b.NMI.PID())
 	if err != nil {
 		return m, err
 	}
 	return append(m, Measurement{
-		Row: Row{Name: "memory"}, Now: megabytes(used.Resident), Value: float64(used.Resident) / 1e6, Unit: "MB", Ratio: times(float64(v1Memory), float64(used.Resident)/1e6), OK: used.Resident <= 40e6,
-		Note: fmt.Sprintf("resident; %s of it anonymous, at most %s so far%s", megabytes(used.Anonymous), megabytes(used.Peak), memory),
+		Row: Row{Name: "memory"}, Now: meter.Megabytes(used.Resident), Value: float64(used.Resident) / 1e6, Unit: "MB", Ratio: Times(float64(v1Memory), float64(used.Resident)/1e6), OK: used.Resident <= 40e6,
+		Note: fmt.Sprintf("resident; %s of it anonymous, at most %s so far%s", meter.Megabytes(used.Anonymous), meter.Megabytes(used.Peak), memory),
 	}), nil
 }
 
-func (b *nodeBed) compareManaged(ctx context.Context) (comparison, error) {
-	if err := b.startNMI(ctx, managedMode...); err != nil {
-		said := process.Tail(b.nmi.log, 3)
-		return comparison{}, errors.Join(fmt.Errorf("managed mode is not available: %s", said), b.startNMI(ctx))
+func (b *node) compareManaged(ctx context.Context) (load.Comparison, error) {
+	if err := b.StartNMI(ctx, managedMode...); err != nil {
+		said := process.Tail(b.NMI.Log, 3)
+		return load.Comparison{}, errors.Join(fmt.Errorf("managed mode is not available: %s", said), b.StartNMI(ctx))
 	}
-	return b.compare(ctx, b.sources(), true)
+	return b.compare(ctx, b.Sources(), true)
 }
 
 // growth is how much dearer a request has become, measured in requests to the
 // bare server at the same time.
-func growth(name string, few, many comparison, ratio string) Measurement {
-	g := many.cost() / few.cost()
+func growth(name string, few, many load.Comparison, ratio string) Measurement {
+	g := many.Cost() / few.Cost()
 	return Measurement{
 		Row: Row{Name: name}, Now: fmt.Sprintf("%.2f times", g), Value: g, Ratio: ratio, OK: g <= 1.1,
-		Note: fmt.Sprintf("%s with 110, %s with 5,000; the bare server %s and %s", micros(few.nmi.CPUPerRequest()), micros(many.nmi.CPUPerRequest()), micros(few.bare.CPUPerRequest()), micros(many.bare.CPUPerRequest())),
+		Note: fmt.Sprintf("%s with 110, %s with 5,000; the bare server %s and %s", meter.Micros(few.Ours.CPUPerRequest()), meter.Micros(many.Ours.CPUPerRequest()), meter.Micros(few.Bare.CPUPerRequest()), meter.Micros(many.Bare.CPUPerRequest())),
 	}
 }

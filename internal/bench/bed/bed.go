@@ -1,4 +1,11 @@
-package bench
+// Package bed is the place in which package bench measures: real binaries, a
+// real API server, stand-ins for Azure, in network namespaces of their own.
+//
+//	New       API server (bin/kube), stand-in for Entra and ARM
+//	NewNode   the same, a node with 110 pods, each with an address and an identity
+//	Start     a program in it, with its output in a file
+//	Close     nothing of it is left
+package bed
 
 import (
 	"bytes"
@@ -37,6 +44,7 @@ import (
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
 	"github.com/lanyard-id/lanyard/deploy"
+	"github.com/lanyard-id/lanyard/internal/bench/load"
 	"github.com/lanyard-id/lanyard/internal/bench/meter"
 	"github.com/lanyard-id/lanyard/internal/bench/standin"
 	"github.com/lanyard-id/lanyard/internal/lab/controlplane"
@@ -49,13 +57,17 @@ var (
 	nodeAddress = netip.MustParseAddr("10.250.0.1")
 	nodeGateway = netip.MustParseAddr("10.250.0.254") // nobody: what is sent there is lost
 	podGateway  = netip.MustParseAddr("10.244.0.1")
-	metadata    = netip.MustParseAddrPort("169.254.169.254:80")
+
+	// Metadata is where pods find the metadata service.
+	Metadata = netip.MustParseAddrPort("169.254.169.254:80")
 )
+
+// BarePort is where the bare server listens.
+const BarePort = 2600
 
 const (
 	apiPort    = 6443
 	cloudPort  = 8443
-	barePort   = 2600
 	agentPort  = 2579 // nmi's own default
 	probePort  = 8085 // nmi's own default
 	micProbes  = 8080 // mic's own default
@@ -63,47 +75,57 @@ const (
 	armDelay   = 2 * time.Second
 )
 
-// A bed is a machine with a real API server and a stand-in for the cloud, in a
+// A Config is where the programs are and how much is to be done. All but Quick
+// must be set.
+type Config struct {
+	Bin   string   // directory of kube, nmi, mic, lanyard, kwok and the rest
+	Self  []string // command line of this program that calls standin.Main
+	Quick bool     // shorter runs and smaller clusters
+	Step  func(format string, args ...any)
+}
+
+// A Bed is a machine with a real API server and a stand-in for the cloud, in a
 // network namespace of its own.
-type bed struct {
-	*Runner
-	dir     string
-	ns      *netns.NS
-	control *controlplane.ControlPlane
+type Bed struct {
+	Config
+	Dir     string // of every file, removed at the end
+	NS      *netns.NS
+	Control *controlplane.ControlPlane
+	Kube    kubernetes.Interface
+	Objects client.Client
+	MIC     *Child
+
 	config  *rest.Config
-	kube    kubernetes.Interface
-	objects client.Client
-	mic     *child
 	outside *http.Client // reaches into the namespace, knows the cloud's certificate
 
 	ends []func(context.Context) error // what Close does, backwards
 }
 
-// newBed starts all of it. After an error nothing is left.
-func (r *Runner) newBed(ctx context.Context) (_ *bed, err error) {
+// New starts all of it. After an error nothing is left.
+func New(ctx context.Context, c Config) (_ *Bed, err error) {
 	dir, err := os.MkdirTemp("", "lanyard-bench-")
 	if err != nil {
 		return nil, fmt.Errorf("making a directory: %w", err)
 	}
-	b := &bed{Runner: r, dir: dir}
-	b.end(func(context.Context) error { return os.RemoveAll(dir) })
+	b := &Bed{Config: c, Dir: dir}
+	b.End(func(context.Context) error { return os.RemoveAll(dir) })
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, b.Close(context.WithoutCancel(ctx)))
 		}
 	}()
-	if b.ns, err = netns.New(); err != nil {
+	if b.NS, err = netns.New(); err != nil {
 		return nil, err
 	}
-	b.end(func(context.Context) error { return b.ns.Close() })
-	if err := b.ns.Setup(netns.Setup{
+	b.End(func(context.Context) error { return b.NS.Close() })
+	if err := b.NS.Setup(netns.Setup{
 		Bridge: "node0", BridgeAddresses: []netip.Prefix{netip.PrefixFrom(nodeAddress, 24)},
-		Loopback: []netip.Prefix{netip.PrefixFrom(metadata.Addr(), 32)}, Gateway: nodeGateway,
+		Loopback: []netip.Prefix{netip.PrefixFrom(Metadata.Addr(), 32)}, Gateway: nodeGateway,
 		Sysctls: map[string]string{"net/ipv4/ip_forward": "1"},
 	}); err != nil {
 		return nil, err
 	}
-	if err := b.ns.Setup(netns.Setup{Bridge: "cni0", BridgeAddresses: []netip.Prefix{netip.PrefixFrom(podGateway, 24)}}); err != nil {
+	if err := b.NS.Setup(netns.Setup{Bridge: "cni0", BridgeAddresses: []netip.Prefix{netip.PrefixFrom(podGateway, 24)}}); err != nil {
 		return nil, err
 	}
 	if err := b.startCluster(ctx); err != nil {
@@ -112,10 +134,11 @@ func (r *Runner) newBed(ctx context.Context) (_ *bed, err error) {
 	return b, b.startCloud(ctx)
 }
 
-func (b *bed) end(f func(context.Context) error) { b.ends = append(b.ends, f) }
+// End adds what Close does, before all that was added earlier.
+func (b *Bed) End(f func(context.Context) error) { b.ends = append(b.ends, f) }
 
 // Close ends every process and removes every file.
-func (b *bed) Close(ctx context.Context) error {
+func (b *Bed) Close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
 	var errs []error
@@ -126,31 +149,31 @@ func (b *bed) Close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-func (b *bed) startCluster(ctx context.Context) (err error) {
-	b.step("starting a Kubernetes API server")
-	b.control, err = controlplane.Start(ctx, b.ns, controlplane.Config{
-		Kube: filepath.Join(b.Bin, "kube"), Dir: filepath.Join(b.dir, "kube"), Address: netip.AddrPortFrom(nodeAddress, apiPort),
+func (b *Bed) startCluster(ctx context.Context) (err error) {
+	b.Step("starting a Kubernetes API server")
+	b.Control, err = controlplane.Start(ctx, b.NS, controlplane.Config{
+		Kube: filepath.Join(b.Bin, "kube"), Dir: filepath.Join(b.Dir, "kube"), Address: At(apiPort),
 		// What is measured has no use for them, and they would share its processors.
 		Args: []string{"--no-scheduler", "--no-controller-manager"},
 	})
 	if err != nil {
 		return err
 	}
-	b.end(b.control.Stop)
-	if b.config, err = clientcmd.BuildConfigFromFlags("", b.control.Kubeconfig("admin")); err != nil {
+	b.End(b.Control.Stop)
+	if b.config, err = clientcmd.BuildConfigFromFlags("", b.Control.Kubeconfig("admin")); err != nil {
 		return err
 	}
-	b.config.QPS, b.config.Dial = -1, b.ns.DialContext
+	b.config.QPS, b.config.Dial = -1, b.NS.DialContext
 	builtin := rest.CopyConfig(b.config)
 	builtin.ContentType = runtime.ContentTypeProtobuf
-	if b.kube, err = kubernetes.NewForConfig(builtin); err != nil {
+	if b.Kube, err = kubernetes.NewForConfig(builtin); err != nil {
 		return err
 	}
 	types := runtime.NewScheme()
 	if err := errors.Join(scheme.AddToScheme(types), v1.AddToScheme(types)); err != nil {
 		return err
 	}
-	if b.objects, err = client.New(b.config, client.Options{Scheme: types}); err != nil {
+	if b.Objects, err = client.New(b.config, client.Options{Scheme: types}); err != nil {
 		return err
 	}
 	return b.applyCRDs(ctx)
@@ -158,7 +181,7 @@ func (b *bed) startCluster(ctx context.Context) (err error) {
 
 // applyCRDs installs this version's custom resources and waits until the
 // server serves each of them.
-func (b *bed) applyCRDs(ctx context.Context) error {
+func (b *Bed) applyCRDs(ctx context.Context) error {
 	crds, err := deploy.CRDs()
 	if err != nil {
 		return err
@@ -169,7 +192,7 @@ func (b *bed) applyCRDs(ctx context.Context) error {
 		if err := yaml.Unmarshal(text, &u.Object); err != nil {
 			return fmt.Errorf("reading a CRD: %w", err)
 		}
-		if err := b.objects.Create(ctx, u); err != nil {
+		if err := b.Objects.Create(ctx, u); err != nil {
 			return fmt.Errorf("creating the CRD %s: %w", u.GetName(), err)
 		}
 		var version string
@@ -180,45 +203,50 @@ func (b *bed) applyCRDs(ctx context.Context) error {
 		paths[i] = "/apis/" + group + "/" + version + "/" + plural
 	}
 	for _, path := range paths {
-		if err := until(ctx, 30*time.Second, func() error { return b.kube.CoreV1().RESTClient().Get().AbsPath(path).Do(ctx).Error() }); err != nil {
+		if err := Until(ctx, 30*time.Second, func() error { return b.Kube.CoreV1().RESTClient().Get().AbsPath(path).Do(ctx).Error() }); err != nil {
 			return fmt.Errorf("waiting until %s is served: %w", path, err)
 		}
 	}
 	return nil
 }
 
-// kubeconfig writes one for a new service account, which may do everything but
+// Kubeconfig writes one for a new service account, which may do everything but
 // stands, unlike an administrator, under the API server's fair queueing.
-func (b *bed) kubeconfig(ctx context.Context, name string) (string, error) {
+func (b *Bed) Kubeconfig(ctx context.Context, name string) (string, error) {
 	token, err := b.serviceAccount(ctx, name)
 	if err != nil {
 		return "", fmt.Errorf("making the service account %s: %w", name, err)
 	}
 	c := clientcmdapi.NewConfig()
-	c.Clusters["bench"] = &clientcmdapi.Cluster{Server: b.config.Host, CertificateAuthority: b.control.File("ca.crt")}
+	c.Clusters["bench"] = &clientcmdapi.Cluster{Server: b.config.Host, CertificateAuthority: b.Control.File("ca.crt")}
 	c.AuthInfos["bench"] = &clientcmdapi.AuthInfo{Token: token}
 	c.Contexts["bench"] = &clientcmdapi.Context{Cluster: "bench", AuthInfo: "bench"}
 	c.CurrentContext = "bench"
-	file := filepath.Join(b.dir, name+".kubeconfig")
+	file := filepath.Join(b.Dir, name+".kubeconfig")
 	return file, clientcmd.WriteToFile(*c, file)
 }
 
 // startCloud starts the stand-in for Entra and ARM, with a certificate of its own.
-func (b *bed) startCloud(ctx context.Context) error {
-	cert, key := filepath.Join(b.dir, "cloud.crt"), filepath.Join(b.dir, "cloud.key")
+func (b *Bed) startCloud(ctx context.Context) error {
+	cert, key := filepath.Join(b.Dir, "cloud.crt"), filepath.Join(b.Dir, "cloud.key")
 	pool, err := writeCertificate(cert, key)
 	if err != nil {
 		return fmt.Errorf("making the cloud's certificate: %w", err)
 	}
-	b.outside = trusting(pool, b.ns.DialContext)
-	_, err = b.standIn(ctx, "cloud", standin.Config{
-		Listen: netip.AddrPortFrom(nodeAddress, cloudPort).String(), BaseURL: cloudURL(), Cert: cert, Key: key, Latency: cloudDelay, ARMDelay: armDelay,
+	b.outside = trusting(pool, b.NS.DialContext)
+	_, err = b.standIn(ctx, b.NS, "cloud", standin.Config{
+		Listen: cloudHost(), BaseURL: CloudURL(), Cert: cert, Key: key, Latency: cloudDelay, ARMDelay: armDelay,
 	})
 	return err
 }
 
-func cloudHost() string { return netip.AddrPortFrom(nodeAddress, cloudPort).String() }
-func cloudURL() string  { return "https://" + cloudHost() }
+// At is a port of the machine, as pods see it.
+func At(port uint16) netip.AddrPort { return netip.AddrPortFrom(nodeAddress, port) }
+
+func cloudHost() string { return At(cloudPort).String() }
+
+// CloudURL is the base URL of the stand-in for the cloud.
+func CloudURL() string { return "https://" + cloudHost() }
 
 func writeCertificate(certFile, keyFile string) (*x509.CertPool, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -245,39 +273,46 @@ func writeCertificate(certFile, keyFile string) (*x509.CertPool, error) {
 }
 
 // A child is a process inside the namespace.
-type child struct {
+type Child struct {
+	Log string // file with all that it said
+
 	name string
 	cmd  *exec.Cmd
-	log  string
 	over chan struct{} // closed when it has ended
 }
 
 // PID is the process's number.
-func (c *child) PID() int { return c.cmd.Process.Pid }
+func (c *Child) PID() int { return c.cmd.Process.Pid }
 
-// start starts a program inside the namespace, with its output in a file.
-func (b *bed) start(name string, env []string, program string, args ...string) (*child, error) {
-	log, err := os.CreateTemp(b.dir, name+"-*.log")
+// Start starts a program on the machine, with its output in a file.
+func (b *Bed) Start(name string, env []string, program string, args ...string) (*Child, error) {
+	return b.StartIn(b.NS, name, env, program, args...)
+}
+
+// StartIn starts a program in a network namespace that is connected to the
+// machine's, or in the machine's own.
+func (b *Bed) StartIn(ns *netns.NS, name string, env []string, program string, args ...string) (*Child, error) {
+	log, err := os.CreateTemp(b.Dir, name+"-*.log")
 	if err != nil {
 		return nil, err
 	}
 	defer log.Close()
-	c := &child{name: name, cmd: exec.Command(program, args...), log: log.Name(), over: make(chan struct{})}
-	c.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + b.dir}, env...)
+	c := &Child{name: name, cmd: exec.Command(program, args...), Log: log.Name(), over: make(chan struct{})}
+	c.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + b.Dir}, env...)
 	c.cmd.Stdout, c.cmd.Stderr = log, log
-	if err := b.ns.Start(c.cmd); err != nil {
+	if err := ns.Start(c.cmd); err != nil {
 		return nil, fmt.Errorf("starting %s: %w", name, err)
 	}
 	go func() {
 		defer close(c.over)
 		_ = c.cmd.Wait() // how it ended is in its log
 	}()
-	b.end(c.stop)
+	b.End(c.Stop)
 	return c, nil
 }
 
-// stop ends the process. It may be called again.
-func (c *child) stop(ctx context.Context) error {
+// Stop ends the process. It may be called again.
+func (c *Child) Stop(ctx context.Context) error {
 	if id, err := process.Find(c.PID()); err == nil {
 		if err := id.End(ctx, 10*time.Second); err != nil {
 			return fmt.Errorf("ending %s: %w", c.name, err)
@@ -287,30 +322,30 @@ func (c *child) stop(ctx context.Context) error {
 	return nil
 }
 
-// ready waits until check succeeds, or the process ends.
-func (c *child) ready(ctx context.Context, limit time.Duration, check func() error) error {
-	err := until(ctx, limit, func() error {
+// Ready waits until check succeeds, or the process ends.
+func (c *Child) Ready(ctx context.Context, limit time.Duration, check func() error) error {
+	err := Until(ctx, limit, func() error {
 		select {
 		case <-c.over:
-			return fatal{errors.New("it has ended")}
+			return Fatal{errors.New("it has ended")}
 		default:
 			return check()
 		}
 	})
 	if err != nil {
-		return fmt.Errorf("%s is not ready: %w; the last it said:\n%s", c.name, err, process.Tail(c.log, 5))
+		return fmt.Errorf("%s is not ready: %w; the last it said:\n%s", c.name, err, process.Tail(c.Log, 5))
 	}
 	return nil
 }
 
 // standIn starts one of package standin's servers, which is this program again.
-func (b *bed) standIn(ctx context.Context, kind string, config standin.Config) (*child, error) {
-	c, err := b.start(kind, nil, b.Self[0], append(b.Self[1:len(b.Self):len(b.Self)], config.Args(kind)...)...)
+func (b *Bed) standIn(ctx context.Context, ns *netns.NS, kind string, config standin.Config) (*Child, error) {
+	c, err := b.StartIn(ns, kind, nil, b.Self[0], append(b.Self[1:len(b.Self):len(b.Self)], config.Args(kind)...)...)
 	if err != nil {
 		return nil, err
 	}
-	return c, c.ready(ctx, 20*time.Second, func() error {
-		said, err := os.ReadFile(c.log)
+	return c, c.Ready(ctx, 20*time.Second, func() error {
+		said, err := os.ReadFile(c.Log)
 		if err == nil && !bytes.HasPrefix(said, []byte("listening")) {
 			err = errors.New("it does not listen yet")
 		}
@@ -318,8 +353,17 @@ func (b *bed) standIn(ctx context.Context, kind string, config standin.Config) (
 	})
 }
 
+// StartBare starts, in a namespace, a server that gives one answer to everybody.
+func (b *Bed) StartBare(ctx context.Context, ns *netns.NS, at netip.AddrPort, answer load.Answer) (*Child, error) {
+	file := filepath.Join(b.Dir, "answer.json")
+	if err := (standin.Recorded{Header: answer.Header, Body: answer.Body}).Save(file); err != nil {
+		return nil, err
+	}
+	return b.standIn(ctx, ns, "bare", standin.Config{Listen: at.String(), Answer: file})
+}
+
 // get reads a URL inside the namespace.
-func (b *bed) get(ctx context.Context, url string) ([]byte, error) {
+func (b *Bed) get(ctx context.Context, url string) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
@@ -336,8 +380,8 @@ func (b *bed) get(ctx context.Context, url string) ([]byte, error) {
 	return body, err
 }
 
-// post sends a form inside the namespace.
-func (b *bed) post(ctx context.Context, to string, form url.Values) error {
+// Post sends a form inside the namespace.
+func (b *Bed) Post(ctx context.Context, to string, form url.Values) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, to, strings.NewReader(form.Encode()))
 	if err != nil {
 		return err
@@ -355,9 +399,9 @@ func (b *bed) post(ctx context.Context, to string, form url.Values) error {
 }
 
 // active waits for v1's word for "ready".
-func (b *bed) active(ctx context.Context, c *child, port int) error {
-	return c.ready(ctx, time.Minute, func() error {
-		body, err := b.get(ctx, fmt.Sprintf("http://%s/healthz", netip.AddrPortFrom(nodeAddress, uint16(port))))
+func (b *Bed) active(ctx context.Context, c *Child, port int) error {
+	return c.Ready(ctx, time.Minute, func() error {
+		body, err := b.get(ctx, fmt.Sprintf("http://%s/healthz", At(uint16(port))))
 		if err == nil && strings.TrimSpace(string(body)) != "Active" {
 			err = fmt.Errorf("/healthz says %q", body)
 		}
@@ -365,45 +409,46 @@ func (b *bed) active(ctx context.Context, c *child, port int) error {
 	})
 }
 
-func (b *bed) stats(ctx context.Context) (standin.Stats, error) {
+// Stats tells what the stand-in for the cloud was asked for.
+func (b *Bed) Stats(ctx context.Context) (standin.Stats, error) {
 	var s standin.Stats
-	body, err := b.get(ctx, cloudURL()+standin.StatsPath)
+	body, err := b.get(ctx, CloudURL()+standin.StatsPath)
 	if err == nil {
 		err = json.Unmarshal(body, &s)
 	}
 	return s, err
 }
 
-// startMIC starts mic with its default flags and waits until it leads.
-func (b *bed) startMIC(ctx context.Context) (*child, error) {
-	b.step("starting mic")
-	kubeconfig, err := b.kubeconfig(ctx, "mic")
+// StartMIC starts mic with its default flags and waits until it leads.
+func (b *Bed) StartMIC(ctx context.Context) (*Child, error) {
+	b.Step("starting mic")
+	kubeconfig, err := b.Kubeconfig(ctx, "mic")
 	if err != nil {
 		return nil, err
 	}
-	endpoints := filepath.Join(b.dir, "endpoints.json")
-	text := fmt.Sprintf(`{"activeDirectoryEndpoint":%q,"resourceManagerEndpoint":%q}`, cloudURL()+"/", cloudURL())
+	endpoints := filepath.Join(b.Dir, "endpoints.json")
+	text := fmt.Sprintf(`{"activeDirectoryEndpoint":%q,"resourceManagerEndpoint":%q}`, CloudURL()+"/", CloudURL())
 	if err := os.WriteFile(endpoints, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
-	b.mic, err = b.start("mic", []string{
+	b.MIC, err = b.Start("mic", []string{
 		"CLOUD=AzureStackCloud", "AZURE_ENVIRONMENT_FILEPATH=" + endpoints, "TENANT_ID=" + standin.Tenant, "CLIENT_ID=" + standin.ClientID(99999),
 		"CLIENT_SECRET=bench", "SUBSCRIPTION_ID=" + standin.Subscription, "RESOURCE_GROUP=" + standin.Group, "VM_TYPE=vmss",
-		"SSL_CERT_FILE=" + filepath.Join(b.dir, "cloud.crt"), "MIC_POD_NAMESPACE=default",
+		"SSL_CERT_FILE=" + filepath.Join(b.Dir, "cloud.crt"), "MIC_POD_NAMESPACE=default",
 	}, filepath.Join(b.Bin, "mic"), "--kubeconfig="+kubeconfig)
 	if err != nil {
 		return nil, err
 	}
-	return b.mic, b.active(ctx, b.mic, micProbes)
+	return b.MIC, b.active(ctx, b.MIC, micProbes)
 }
 
-// idle waits until the process has stopped working.
-func (b *bed) idle(ctx context.Context, pid int) error {
+// Idle waits until the process has stopped working.
+func (b *Bed) Idle(ctx context.Context, pid int) error {
 	const window, most = 500 * time.Millisecond, 10 * time.Millisecond
 	deadline := time.Now().Add(30 * time.Second)
 	before, err := meter.CPU(pid)
 	for err == nil {
-		if err = pause(ctx, window); err != nil {
+		if err = Pause(ctx, window); err != nil {
 			break
 		}
 		var now time.Duration
@@ -418,8 +463,8 @@ func (b *bed) idle(ctx context.Context, pid int) error {
 	return err
 }
 
-// endChild stops a process at once; what was said of it stays.
-func endChild(ctx context.Context, c *child) error {
+// Kill stops a process at once; what was said of it stays.
+func (c *Child) Kill(ctx context.Context) error {
 	if err := c.cmd.Process.Signal(unix.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}

@@ -1,4 +1,4 @@
-package bench
+package bed
 
 import (
 	"context"
@@ -29,8 +29,8 @@ import (
 // fills a cluster.
 const writers = 24
 
-// each calls do for every number from 0 to n-1, some at the same time.
-func each(ctx context.Context, n int, do func(ctx context.Context, i int) error) error {
+// Each calls do for every number from 0 to n-1, some at the same time.
+func Each(ctx context.Context, n int, do func(ctx context.Context, i int) error) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(writers)
 	for i := range n {
@@ -42,12 +42,12 @@ func each(ctx context.Context, n int, do func(ctx context.Context, i int) error)
 	return g.Wait()
 }
 
-func (b *bed) serviceAccount(ctx context.Context, name string) (token string, err error) {
-	accounts := b.kube.CoreV1().ServiceAccounts(metav1.NamespaceDefault)
+func (b *Bed) serviceAccount(ctx context.Context, name string) (token string, err error) {
+	accounts := b.Kube.CoreV1().ServiceAccounts(metav1.NamespaceDefault)
 	if _, err := accounts.Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
 		return "", err
 	}
-	_, err = b.kube.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{
+	_, err = b.Kube.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{
 		ObjectMeta: metav1.ObjectMeta{Name: "bench-" + name},
 		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "cluster-admin"},
 		Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: metav1.NamespaceDefault, Name: name}},
@@ -63,20 +63,20 @@ func (b *bed) serviceAccount(ctx context.Context, name string) (token string, er
 	return r.Status.Token, nil
 }
 
-// namespace makes a namespace in which pods can be made at once.
-func (b *bed) namespace(ctx context.Context, name string) error {
-	if _, err := b.kube.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}); err != nil {
+// Namespace makes a namespace in which pods can be made at once.
+func (b *Bed) Namespace(ctx context.Context, name string) error {
+	if _, err := b.Kube.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}); err != nil {
 		return fmt.Errorf("creating the namespace %s: %w", name, err)
 	}
-	_, err := b.kube.CoreV1().ServiceAccounts(name).Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{})
+	_, err := b.Kube.CoreV1().ServiceAccounts(name).Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{})
 	if err != nil && !apierrors.IsAlreadyExists(err) {
 		return fmt.Errorf("creating the default service account: %w", err)
 	}
 	return nil
 }
 
-// node is a node that is instance number i of a scale set.
-func node(name, scaleSet string, i int) *corev1.Node {
+// machine is a node that is instance number i of a scale set.
+func machine(name, scaleSet string, i int) *corev1.Node {
 	return &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"kubernetes.io/os": "linux"}},
 		Spec: corev1.NodeSpec{ProviderID: fmt.Sprintf("azure:///subscriptions/%s/resourceGroups/%s/providers/Microsoft.Compute/virtualMachineScaleSets/%s/virtualMachines/%d",
@@ -84,12 +84,12 @@ func node(name, scaleSet string, i int) *corev1.Node {
 	}
 }
 
-// scaleSet makes the nodes of a scale set and returns their names.
-func (b *bed) scaleSet(ctx context.Context, name string, size int) ([]string, error) {
+// ScaleSet makes the nodes of a scale set and returns their names.
+func (b *Bed) ScaleSet(ctx context.Context, name string, size int) ([]string, error) {
 	names := make([]string, size)
-	err := each(ctx, size, func(ctx context.Context, i int) error {
+	err := Each(ctx, size, func(ctx context.Context, i int) error {
 		names[i] = fmt.Sprintf("%s-%06d", name, i)
-		_, err := b.kube.CoreV1().Nodes().Create(ctx, node(names[i], name, i), metav1.CreateOptions{})
+		_, err := b.Kube.CoreV1().Nodes().Create(ctx, machine(names[i], name, i), metav1.CreateOptions{})
 		return err
 	})
 	if err != nil {
@@ -98,9 +98,9 @@ func (b *bed) scaleSet(ctx context.Context, name string, size int) ([]string, er
 	return names, nil
 }
 
-// pod is a pod that the scheduler has put on a node. Its label chooses the
+// Pod is a pod that the scheduler has put on a node. Its label chooses the
 // identity of that number.
-func pod(namespace, name, node string, identity int) *corev1.Pod {
+func Pod(namespace, name, node string, identity int) *corev1.Pod {
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace, Labels: map[string]string{v1.BindingLabel: standin.IdentityName(identity)}},
 		Spec: corev1.PodSpec{
@@ -120,19 +120,19 @@ func managedIdentity(namespace string, n int) *v1.AzureIdentity {
 	}
 }
 
-// bind lets the pods with the label of one number use the identity of another.
-func bind(namespace string, label, identity int) *v1.AzureIdentityBinding {
+// Bind lets the pods with the label of one number use the identity of another.
+func Bind(namespace string, label, identity int) *v1.AzureIdentityBinding {
 	return &v1.AzureIdentityBinding{
 		ObjectMeta: metav1.ObjectMeta{Name: standin.IdentityName(identity), Namespace: namespace},
 		Spec:       v1.AzureIdentityBindingSpec{AzureIdentity: standin.IdentityName(identity), Selector: standin.IdentityName(label)},
 	}
 }
 
-// identities makes managed identities first to first+n-1, each with its binding.
-func (b *bed) identities(ctx context.Context, namespace string, first, n int) error {
-	return each(ctx, n, func(ctx context.Context, i int) error {
-		for _, o := range []client.Object{managedIdentity(namespace, first+i), bind(namespace, first+i, first+i)} {
-			if err := b.objects.Create(ctx, o); err != nil {
+// Identities makes managed identities first to first+n-1, each with its binding.
+func (b *Bed) Identities(ctx context.Context, namespace string, first, n int) error {
+	return Each(ctx, n, func(ctx context.Context, i int) error {
+		for _, o := range []client.Object{managedIdentity(namespace, first+i), Bind(namespace, first+i, first+i)} {
+			if err := b.Objects.Create(ctx, o); err != nil {
 				return fmt.Errorf("creating %T %s: %w", o, o.GetName(), err)
 			}
 		}
@@ -140,21 +140,21 @@ func (b *bed) identities(ctx context.Context, namespace string, first, n int) er
 	})
 }
 
-// A tracker follows the assignments of a cluster by a watch.
-type tracker struct {
+// A Tracker follows the assignments of a cluster by a watch.
+type Tracker struct {
 	mu       sync.Mutex
 	state    map[string]string // status by namespace/name
 	changed  chan struct{}
 	assigned int
 }
 
-// track starts a tracker, which ends with ctx.
-func (b *bed) track(ctx context.Context) (*tracker, error) {
+// Track starts a Tracker, which ends with ctx.
+func (b *Bed) Track(ctx context.Context) (*Tracker, error) {
 	d, err := dynamic.NewForConfig(b.config)
 	if err != nil {
 		return nil, err
 	}
-	t := &tracker{state: map[string]string{}, changed: make(chan struct{})}
+	t := &Tracker{state: map[string]string{}, changed: make(chan struct{})}
 	informer := dynamicinformer.NewFilteredDynamicInformer(d, v1.GroupVersion().WithResource("azureassignedidentities"), "", 0, nil, nil).Informer()
 	slim := func(o any) (any, error) {
 		if u, ok := o.(*unstructured.Unstructured); ok {
@@ -180,7 +180,7 @@ func (b *bed) track(ctx context.Context) (*tracker, error) {
 	return t, nil
 }
 
-func (t *tracker) set(o any) {
+func (t *Tracker) set(o any) {
 	u, ok := o.(*unstructured.Unstructured)
 	if !ok {
 		return
@@ -189,7 +189,7 @@ func (t *tracker) set(o any) {
 	t.note(u.GetNamespace()+"/"+u.GetName(), status)
 }
 
-func (t *tracker) gone(o any) {
+func (t *Tracker) gone(o any) {
 	key, err := toolscache.DeletionHandlingMetaNamespaceKeyFunc(o)
 	if err == nil {
 		t.note(key, "")
@@ -197,7 +197,7 @@ func (t *tracker) gone(o any) {
 }
 
 // note keeps the state of one assignment; empty means that it is gone.
-func (t *tracker) note(key, status string) {
+func (t *Tracker) note(key, status string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.state[key] == v1.AssignedIDAssigned {
@@ -215,8 +215,8 @@ func (t *tracker) note(key, status string) {
 	t.changed = make(chan struct{})
 }
 
-// wait waits until so many assignments are assigned, of so many in all.
-func (t *tracker) wait(ctx context.Context, limit time.Duration, assigned, all int) error {
+// Wait waits until so many assignments are assigned, of so many in all.
+func (t *Tracker) Wait(ctx context.Context, limit time.Duration, assigned, all int) error {
 	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	for {
@@ -236,10 +236,10 @@ func (t *tracker) wait(ctx context.Context, limit time.Duration, assigned, all i
 	}
 }
 
-// writes returns how many writing requests the API server has answered so far:
+// Writes returns how many writing requests the API server has answered so far:
 // see countWrites.
-func (b *bed) writes(ctx context.Context) (map[string]int, error) {
-	text, err := b.kube.CoreV1().RESTClient().Get().AbsPath("/metrics").Do(ctx).Raw()
+func (b *Bed) Writes(ctx context.Context) (map[string]int, error) {
+	text, err := b.Kube.CoreV1().RESTClient().Get().AbsPath("/metrics").Do(ctx).Raw()
 	if err != nil {
 		return nil, fmt.Errorf("reading the API server's metrics: %w", err)
 	}

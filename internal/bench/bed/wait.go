@@ -1,4 +1,4 @@
-package bench
+package bed
 
 import (
 	"context"
@@ -11,19 +11,25 @@ import (
 	"time"
 )
 
-// fatal is an error that waiting does not help against.
-type fatal struct{ error }
+// Fatal is an error that waiting does not help against.
+type Fatal struct{ Err error }
 
-// until calls check until it returns nil, with an error that waiting does not
+// Error implements error.
+func (f Fatal) Error() string { return f.Err.Error() }
+
+// Unwrap returns what is fatal.
+func (f Fatal) Unwrap() error { return f.Err }
+
+// Until calls check until it returns nil, with an error that waiting does not
 // help against, or until the limit is over.
-func until(ctx context.Context, limit time.Duration, check func() error) error {
+func Until(ctx context.Context, limit time.Duration, check func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		err := check()
-		var f fatal
+		var f Fatal
 		if err == nil || errors.As(err, &f) {
 			return err
 		}
@@ -35,8 +41,8 @@ func until(ctx context.Context, limit time.Duration, check func() error) error {
 	}
 }
 
-// pause lets time pass in which something is measured.
-func pause(ctx context.Context, d time.Duration) error {
+// Pause lets time pass in which something is measured.
+func Pause(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
