@@ -98,11 +98,13 @@ func (m *Mover) prepare(ctx context.Context, p migrate.Plan, a migrate.Account) 
 		}
 	}
 	if change != nil {
-		write := m.update
+		var err error
 		if change.Before == nil {
-			write = m.create
+			_, err = m.create(ctx, change.After)
+		} else {
+			_, err = m.update(ctx, change.Before, change.After)
 		}
-		if _, err := write(ctx, change.After); err != nil {
+		if err != nil {
 			return err
 		}
 	}
@@ -154,8 +156,9 @@ func (m *Mover) bind(ctx context.Context, a migrate.Account, role migrate.Ref) e
 	if err := m.keep(ctx, &Record{Object: role, Namespace: a.Namespace, Action: "update", Subject: a.Name}); err != nil {
 		return err
 	}
-	o.Object["subjects"] = append(subjects, map[string]any{"kind": migrate.KindServiceAccount, "namespace": a.Namespace, "name": a.Name})
-	_, err = m.update(ctx, o)
+	next := o.DeepCopy()
+	next.Object["subjects"] = append(subjects, map[string]any{"kind": migrate.KindServiceAccount, "namespace": a.Namespace, "name": a.Name})
+	_, err = m.update(ctx, o, next)
 	return err
 }
 
@@ -188,7 +191,7 @@ func (m *Mover) moveOne(ctx context.Context, p migrate.Plan, w migrate.Move) err
 	if change.Action == migrate.ActionRecreate {
 		got, err = m.recreate(ctx, change.After)
 	} else {
-		got, err = m.update(ctx, change.After)
+		got, err = m.update(ctx, change.Before, change.After)
 	}
 	if err != nil {
 		return err

@@ -129,17 +129,28 @@ func (m *Mover) get(ctx context.Context, r migrate.Ref) (*unstructured.Unstructu
 // object meanwhile.
 var ErrEdited = errors.New("somebody else has changed it")
 
-// update writes an object that was read before; a change in between is an error.
-func (m *Mover) update(ctx context.Context, o *unstructured.Unstructured) (*unstructured.Unstructured, error) {
-	ref := migrate.RefOf(o)
-	out, err := m.resource(ref).Update(ctx, o, metav1.UpdateOptions{FieldManager: fieldManager})
-	switch {
-	case apierrors.IsConflict(err):
-		return nil, fmt.Errorf("changing %s: %w at this moment: run the same again", ref, ErrEdited)
-	case err != nil:
-		return nil, fmt.Errorf("changing %s: %w", ref, err)
+// update writes the next version of an object that was read as basis. What the
+// server and its controllers have changed since does not matter; what people have
+// changed is an error.
+func (m *Mover) update(ctx context.Context, basis, next *unstructured.Unstructured) (*unstructured.Unstructured, error) {
+	ref := migrate.RefOf(basis)
+	for {
+		out, err := m.resource(ref).Update(ctx, over(basis, next), metav1.UpdateOptions{FieldManager: fieldManager})
+		if err == nil {
+			return out, nil
+		}
+		if !apierrors.IsConflict(err) {
+			return nil, fmt.Errorf("changing %s: %w", ref, err)
+		}
+		now, err := m.get(ctx, ref)
+		if err != nil {
+			return nil, err
+		}
+		if !same(now, basis) {
+			return nil, fmt.Errorf("changing %s: %w at this moment: run the same again", ref, ErrEdited)
+		}
+		basis = now
 	}
-	return out, nil
 }
 
 // create makes an object as it was or is to be, without what the server gives it.

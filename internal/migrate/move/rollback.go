@@ -189,14 +189,14 @@ func (m *Mover) restore(ctx context.Context, r *Record, edits Edits) error {
 		}
 		now, err = m.recreate(ctx, target)
 	default:
-		next := over(now, target)
+		next := target.DeepCopy()
 		if n, ok, _ := unstructured.NestedInt64(now.Object, "spec", "replicas"); ok && !same(now, asScaled(now, r.After)) {
 			if err := unstructured.SetNestedField(next.Object, n, "spec", "replicas"); err != nil {
 				return err
 			}
 		}
 		target = next
-		now, err = m.update(ctx, next)
+		now, err = m.update(ctx, now, next)
 	}
 	if err != nil {
 		return err
@@ -259,8 +259,9 @@ func (m *Mover) withdraw(ctx context.Context, r *Record, edits Edits) error {
 	case r.Subject != "":
 		subjects, _, _ := unstructured.NestedSlice(now.Object, "subjects")
 		left := slices.DeleteFunc(subjects, isSubject(r.Namespace, r.Subject))
-		now.Object["subjects"] = left
-		_, err = m.update(ctx, now)
+		next := now.DeepCopy()
+		next.Object["subjects"] = left
+		_, err = m.update(ctx, now, next)
 		return err
 	case r.Before == nil: // it was made
 		if !same(now, r.After) && edits == RefuseEdits {
@@ -287,7 +288,7 @@ func (m *Mover) withdraw(ctx context.Context, r *Record, edits Edits) error {
 	if same(now, target) {
 		return nil
 	}
-	_, err = m.update(ctx, over(now, target))
+	_, err = m.update(ctx, now, target)
 	return err
 }
 
