@@ -8,10 +8,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/lanyard-id/lanyard/internal/cloud/graph/odata"
 )
 
-// An object is what goes over the wire: the members of a directory object by name.
-type object map[string]any
+// An object is a directory object as it goes over the wire.
+type object = odata.Object
 
 const (
 	defaultPage = 100
@@ -24,12 +26,12 @@ func (c *call) list(path string, all []object) (answer, error) {
 	if err := c.options("$filter", "$select", "$top", "$skiptoken", "$count", "$orderby"); err != nil {
 		return answer{}, err
 	}
-	matches, err := filter(all, c.query.Get("$filter"))
+	matches, err := odata.Filter(all, c.query.Get("$filter"))
 	if err != nil {
-		return answer{}, err
+		return answer{}, badRequest("Invalid filter clause: %.200v.", err)
 	}
-	if err := order(matches, c.query.Get("$orderby")); err != nil {
-		return answer{}, err
+	if err := odata.Order(matches, c.query.Get("$orderby")); err != nil {
+		return answer{}, fault(http.StatusBadRequest, "Request_UnsupportedQuery", "%v.", err)
 	}
 	body := object{"@odata.context": c.base + "/$metadata#" + path}
 	if strings.EqualFold(c.query.Get("$count"), "true") {
@@ -46,7 +48,7 @@ func (c *call) list(path string, all []object) (answer, error) {
 	}
 	value := []object{}
 	for _, o := range page {
-		o, err := choose(o, c.query.Get("$select"))
+		o, err := c.choose(o)
 		if err != nil {
 			return answer{}, err
 		}
@@ -61,7 +63,7 @@ func (c *call) one(status int, path string, o object) (answer, error) {
 	if err := c.options("$select"); err != nil {
 		return answer{}, err
 	}
-	o, err := choose(o, c.query.Get("$select"))
+	o, err := c.choose(o)
 	if err != nil {
 		return answer{}, err
 	}
@@ -109,44 +111,13 @@ func (c *call) page(all []object) (page []object, next string, err error) {
 	return all[start:end], next, nil
 }
 
-// order sorts by one property of text.
-func order(all []object, by string) error {
-	if by == "" {
-		return nil
-	}
-	name, direction, _ := strings.Cut(strings.TrimSpace(by), " ")
-	if name != "displayName" && name != "name" || direction != "" && direction != "asc" && direction != "desc" {
-		return fault(http.StatusBadRequest, "Request_UnsupportedQuery", "Sorting by '%.100s' is not supported; use displayName.", by)
-	}
-	slices.SortStableFunc(all, func(a, b object) int {
-		x, _ := a[name].(string)
-		y, _ := b[name].(string)
-		if direction == "desc" {
-			x, y = y, x
-		}
-		return strings.Compare(strings.ToLower(x), strings.ToLower(y))
-	})
-	return nil
-}
-
 // choose keeps the members that $select names.
-func choose(o object, names string) (object, error) {
-	if names == "" {
-		return o, nil
+func (c *call) choose(o object) (object, error) {
+	chosen, err := odata.Choose(o, c.query.Get("$select"))
+	if err != nil {
+		return nil, badRequest("Parsing OData Select and Expand failed: %v.", err)
 	}
-	out := object{}
-	for name := range strings.SplitSeq(names, ",") {
-		name = strings.TrimSpace(name)
-		v, ok := o[name]
-		if !ok {
-			return nil, badRequest("Parsing OData Select and Expand failed: Could not find a property named '%.100s'.", name)
-		}
-		out[name] = v
-	}
-	if kind, ok := o["@odata.type"]; ok {
-		out["@odata.type"] = kind
-	}
-	return out, nil
+	return chosen, nil
 }
 
 // encode writes a query as clients do: the dollar of an option stays.

@@ -1,4 +1,4 @@
-package graph
+package odata
 
 import (
 	"fmt"
@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// filter keeps the objects that an OData filter describes: eq, ne, in, startswith, any, and, or, not, parentheses.
+// Filter keeps the objects that an OData filter describes: eq, ne, in, startswith, any, and, or, not, parentheses.
 // Text compares without case, as the directory does.
-func filter(all []object, text string) ([]object, error) {
+func Filter(all []Object, text string) ([]Object, error) {
 	if strings.TrimSpace(text) == "" {
 		return all, nil
 	}
@@ -17,7 +17,7 @@ func filter(all []object, text string) ([]object, error) {
 	if err == nil && len(p.tokens) > 0 {
 		err = fmt.Errorf("'%s' is not expected", p.tokens[0])
 	}
-	var out []object
+	var out []Object
 	for _, o := range all {
 		if err != nil {
 			break
@@ -34,8 +34,7 @@ func filter(all []object, text string) ([]object, error) {
 		}
 	}
 	if err != nil {
-		e := badRequest("Invalid filter clause: %.200v.", err)
-		return nil, e
+		return nil, err
 	}
 	return out, nil
 }
@@ -43,7 +42,7 @@ func filter(all []object, text string) ([]object, error) {
 const noProperty = "no property"
 
 // A predicate decides about one object.
-type predicate func(object) (bool, error)
+type predicate func(Object) (bool, error)
 
 // A parser reads tokens from the left.
 type parser struct{ tokens []string }
@@ -123,7 +122,7 @@ func (p *parser) join(word string, part func(*parser) (predicate, error), combin
 			break
 		}
 		before := left
-		left = func(o object) (bool, error) {
+		left = func(o Object) (bool, error) {
 			a, err := before(o)
 			if err != nil {
 				return false, err
@@ -139,7 +138,7 @@ func (p *parser) term() (predicate, error) {
 	switch {
 	case p.accept("not"):
 		inner, err := p.term()
-		return func(o object) (bool, error) { ok, err := inner(o); return !ok, err }, err
+		return func(o Object) (bool, error) { ok, err := inner(o); return !ok, err }, err
 	case p.accept("("):
 		inner, err := p.or()
 		if err == nil {
@@ -158,7 +157,7 @@ func (p *parser) term() (predicate, error) {
 		if err == nil {
 			err = p.expect(")")
 		}
-		return func(o object) (bool, error) {
+		return func(o Object) (bool, error) {
 			have, err := values(o, name)
 			return slices.ContainsFunc(have, func(s string) bool { return strings.HasPrefix(strings.ToLower(s), strings.ToLower(want)) }), err
 		}, err
@@ -183,13 +182,13 @@ func (p *parser) any(list string) (predicate, error) {
 	if err == nil {
 		err = p.expect(")")
 	}
-	return func(o object) (bool, error) {
+	return func(o Object) (bool, error) {
 		have, err := values(o, list)
 		if err != nil {
 			return false, err
 		}
 		for _, v := range have {
-			if ok, err := inner(object{variable: v}); ok || err != nil {
+			if ok, err := inner(Object{variable: v}); ok || err != nil {
 				return ok, err
 			}
 		}
@@ -227,7 +226,7 @@ func (p *parser) comparison(name string) (predicate, error) {
 	default:
 		return nil, fmt.Errorf("the operator '%s' is not supported", operator)
 	}
-	return func(o object) (bool, error) {
+	return func(o Object) (bool, error) {
 		have, err := values(o, name)
 		ok := slices.ContainsFunc(want, func(w string) bool {
 			return slices.ContainsFunc(have, func(h string) bool { return strings.EqualFold(h, w) })
@@ -253,7 +252,7 @@ func (p *parser) text() (string, error) {
 }
 
 // values are what an object has under a name, as text; null is the text "null".
-func values(o object, name string) ([]string, error) {
+func values(o Object, name string) ([]string, error) {
 	v, ok := o[name]
 	if !ok {
 		return nil, fmt.Errorf(noProperty+" '%s' can be filtered by here", name)
