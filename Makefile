@@ -10,13 +10,15 @@ export CGO_ENABLED := 0
 export GOFLAGS := -trimpath -buildvcs=false
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
-LDFLAGS := -s -w -X main.version=$(VERSION)
+COMMIT  := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+DATE    := $(shell git log -1 --format=%cI 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)
 STATE   ?= $(CURDIR)/.lab
 TOOL    := go tool -modfile=go.tools.mod
 
 # The packages that import Kubernetes cost minutes under the race detector: they get it in `make presubmit` only.
-RACE := ./api/workloadidentity ./cmd/workload ./deploy ./internal/azure/... ./internal/azrbac/... ./internal/binding/... ./internal/cloud/... \
-	./internal/credential/... ./internal/entra/... ./internal/imds/... ./internal/lab/image ./internal/lab/netns ./internal/lab/process ./internal/oidc/... ./internal/redirect/... ./internal/sandbox/... ./internal/schedule/... ./internal/token/...
+RACE := ./api/workloadidentity ./cmd/workload ./deploy ./internal/azure/... ./internal/arm/... ./internal/azrbac/... ./internal/binding/... ./internal/cloud/... \
+	./internal/credential/... ./internal/entra/... ./internal/federated/... ./internal/graph/... ./internal/imds/... ./internal/lab/image ./internal/lab/netns ./internal/lab/process ./internal/oidc/... ./internal/proxy/... ./internal/redirect/... ./internal/sandbox/... ./internal/schedule/... ./internal/token/...
 
 ##@ Start here
 

@@ -21,11 +21,12 @@ func On(e *estate.Estate, step func(format string, args ...any)) (*Story, error)
 	if !roots.AppendCertsFromPEM(e.Cloud.CACertPEM()) {
 		return nil, errors.New("the cloud's certificate authority does not parse")
 	}
-	options := policy.ClientOptions{Transport: &http.Client{Transport: &http.Transport{
+	outside := &http.Client{Transport: &http.Transport{
 		Proxy:             http.ProxyURL(&url.URL{Scheme: "http", Host: e.Proxy}),
 		TLSClientConfig:   &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
 		ForceAttemptHTTP2: true,
-	}}}
+	}}
+	options := policy.ClientOptions{Transport: outside}
 	owner, err := azidentity.NewClientSecretCredential(e.Cloud.Tenant.ID, e.Cloud.Operator.ClientID, e.Cloud.OperatorSecret(),
 		&azidentity.ClientSecretCredentialOptions{ClientOptions: options})
 	if err != nil {
@@ -37,6 +38,8 @@ func On(e *estate.Estate, step func(format string, args ...any)) (*Story, error)
 	}
 	return &Story{
 		Kube:      e.Lab.Client,
+		Config:    e.Lab.RESTConfig(),
+		HTTP:      outside,
 		Objects:   e.Objects,
 		As:        e.As,
 		Principal: principal,

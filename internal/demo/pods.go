@@ -25,18 +25,18 @@ type report struct {
 	Error             string    `json:"error"`
 }
 
-// runPod creates pod, waits until it has ended and returns what it reported
+// runPod has a pod made, waits until it has ended and returns what it reported
 // and the instant before the request that created it.
-func runPod(ctx context.Context, kube kubernetes.Interface, pod *corev1.Pod) (report, time.Time, error) {
+func runPod(ctx context.Context, kube kubernetes.Interface, create func(context.Context) (*corev1.Pod, error)) (report, time.Time, error) {
 	created := time.Now()
-	pod, err := kube.CoreV1().Pods(pod.Namespace).Create(ctx, pod, metav1.CreateOptions{})
+	pod, err := create(ctx)
 	if err != nil {
 		return report{}, created, fmt.Errorf("creating the pod: %w", err)
 	}
 	if err := waitForEnd(ctx, kube, pod); err != nil {
 		return report{}, created, err
 	}
-	logs, err := kube.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{}).Stream(ctx)
+	logs, err := kube.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{Container: workloadContainer}).Stream(ctx)
 	if err != nil {
 		return report{}, created, fmt.Errorf("reading the logs of the pod %s: %w", pod.Name, err)
 	}

@@ -1,10 +1,13 @@
-// Package demo plays the story of the README on a running lab: two pods read
-// the same secret through two doors and hold none themselves, and whoever has
-// no right to it is refused with a reason.
+// Package demo plays the story of the README on a running lab: pods read the
+// same secret through two doors and hold none themselves, whoever has no right
+// to it is refused with a reason, and a workload moves from the one door to the
+// other without being told.
 //
 //	Story.Play
 //	   the manifests of mission document 001    AzureIdentity, AzureIdentityBinding
 //	   the set-up of mission document 003       service account, federated credential
+//	   document 002's three relations           a FederationPolicy, annotated service accounts
+//	   document 002's migration                 a CronJob with v1's label
 //	   a pod per row                            its own report becomes a Row
 package demo
 
@@ -12,17 +15,19 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/http"
 	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	aadv1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
-	"github.com/lanyard-id/lanyard/api/workloadidentity"
 	"github.com/lanyard-id/lanyard/internal/azure"
 	"github.com/lanyard-id/lanyard/internal/estate"
 )
@@ -40,9 +45,11 @@ const (
 	samanCredential      = "saman-identity-poc-federated-credential"
 	bindingLabel         = "aadpodidbinding"
 	workloadImage        = "lanyard/workload:dev"
+	workloadContainer    = "workload"
 	reasonIssued         = "TokenIssued" // of the event that records an issuance
 	doorIMDS             = "1 IMDS"
 	doorEntra            = "2 Entra direct"
+	doorProxy            = "2 by proxy"
 	secretRead           = "secret read"
 	refused              = "refused"
 )
@@ -50,10 +57,12 @@ const (
 // A Story is played on one lab. All fields must be set.
 type Story struct {
 	Kube      kubernetes.Interface
-	Objects   client.Client                            // for the custom resources
+	Config    *rest.Config                             // of the cluster
+	Objects   client.WithWatch                         // for the custom resources
 	As        func(user string) (client.Client, error) // the same as somebody else
 	Azure     Azure
 	Principal estate.Credential // of the application that a pod acts as
+	HTTP      *http.Client      // reaches Azure
 
 	Issuer             string // of the cluster's service-account tokens
 	VaultURL           string
@@ -72,6 +81,9 @@ type Result struct {
 	// Records are the events on the AzureIdentityBindings that tell of each
 	// issuance and refusal.
 	Records []string `json:"records"`
+	// Federations are what the federation controller says of each service
+	// account that it connected with an identity.
+	Federations []string `json:"federations"`
 }
 
 // Write writes r for people: the table, and what was recorded.
@@ -90,7 +102,11 @@ func (r Result) Write(w io.Writer) error {
 	}
 	fmt.Fprintln(w, "\nrecorded on the bindings:")
 	for _, record := range r.Records {
-		if _, err := fmt.Fprintln(w, "  "+record); err != nil {
+		fmt.Fprintln(w, "  "+record)
+	}
+	fmt.Fprintln(w, "\nservice accounts and the identities that they were connected with:")
+	for _, f := range r.Federations {
+		if _, err := fmt.Fprintln(w, "  "+f); err != nil {
 			return err
 		}
 	}
@@ -107,11 +123,15 @@ func (s *Story) Play(ctx context.Context) (Result, error) {
 		return Result{}, err
 	}
 	s.Step("applying the manifests of door 1 and door 2")
-	if err := s.setUpCluster(ctx, noRole); err != nil {
+	who, err := s.identities(ctx)
+	if err != nil {
+		return Result{}, err
+	}
+	if err := s.setUpCluster(ctx, who, noRole); err != nil {
 		return Result{}, err
 	}
 	result := Result{Simulated: s.Simulated}
-	for _, scene := range s.scenes() {
+	for _, scene := range s.scenes(who) {
 		if scene.before != nil {
 			s.Step("%s", scene.tells)
 			if err := scene.before(ctx); err != nil {
@@ -127,6 +147,10 @@ func (s *Story) Play(ctx context.Context) (Result, error) {
 	}
 	s.Step("reading what was recorded on the bindings")
 	result.Records, err = s.records(ctx, []string{littlePodBindingName, estate.PasswordPrincipal, nightlyBinding, breakGlassBinding, noRoleBinding})
+	if err != nil {
+		return result, err
+	}
+	result.Federations, err = s.federations(ctx)
 	return result, err
 }
 
@@ -144,21 +168,24 @@ func (s *Story) setUpAzure(ctx context.Context) (noRole Identity, err error) {
 	return noRole, s.Azure.Federate(ctx, estate.WorkloadIdentity, samanCredential, s.Issuer, subject)
 }
 
-func (s *Story) setUpCluster(ctx context.Context, noRole Identity) error {
-	podIdentity, err := s.Azure.Identity(ctx, estate.PodIdentity)
-	if err != nil {
-		return err
+// identities are those that the documents give to pods.
+type identities struct{ pod, workload Identity }
+
+func (s *Story) identities(ctx context.Context) (who identities, err error) {
+	if who.pod, err = s.Azure.Identity(ctx, estate.PodIdentity); err != nil {
+		return who, err
 	}
-	workloadIdentity, err := s.Azure.Identity(ctx, estate.WorkloadIdentity)
-	if err != nil {
-		return err
-	}
+	who.workload, err = s.Azure.Identity(ctx, estate.WorkloadIdentity)
+	return who, err
+}
+
+func (s *Story) setUpCluster(ctx context.Context, who identities, noRole Identity) error {
 	var objects []client.Object
 	for _, m := range []struct {
 		file   string
 		values map[string]string
 	}{
-		{"azureidentity.yaml", s.identityValues(podIdentity)},
+		{"azureidentity.yaml", s.identityValues(who.pod)},
 		{"vpl-id-to-little-pod.yaml", nil},
 		{"azureidentity.yaml", s.identityValues(noRole)},
 		{"azureidentitybinding.yaml", map[string]string{"a-idname": noRole.Name, "label value to match": noRole.Name}},
@@ -172,14 +199,8 @@ func (s *Story) setUpCluster(ctx context.Context, noRole Identity) error {
 	}
 	objects = append(objects, s.servicePrincipal()...)
 	objects = append(objects, limitedBindings(time.Now())...)
-	objects = append(objects,
-		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: samanNamespace}},
-		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{
-			Name: samanAccount, Namespace: samanNamespace,
-			Annotations: map[string]string{workloadidentity.AnnotationClientID: workloadIdentity.ClientID},
-			Labels:      map[string]string{workloadidentity.LabelUse: "true"},
-		}},
-	)
+	objects = append(objects, federationObjects(who.workload, who.pod)...)
+	objects = append(objects, legacyObjects([]string{"imds", "--vault", s.VaultURL, "--secret", s.Secret})...)
 	for _, o := range objects {
 		if err := s.Objects.Create(ctx, o); err != nil && !apierrors.IsAlreadyExists(err) {
 			return fmt.Errorf("creating %s %s: %w", o.GetObjectKind().GroupVersionKind().Kind, o.GetName(), err)
@@ -222,10 +243,17 @@ func (s *Story) identityValues(i Identity) map[string]string {
 func (s *Story) play(ctx context.Context, c scene) (Row, error) {
 	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
 	defer cancel()
-	if err := s.removePod(ctx, c.pod); err != nil {
+	create := func(ctx context.Context) (*corev1.Pod, error) {
+		return s.Kube.CoreV1().Pods(c.pod.Namespace).Create(ctx, c.pod, metav1.CreateOptions{})
+	}
+	remove := s.removePod
+	if c.job != "" {
+		create, remove = func(ctx context.Context) (*corev1.Pod, error) { return s.runJob(ctx, c.pod, c.job) }, s.removeJob
+	}
+	if err := remove(ctx, c.pod); err != nil {
 		return c.row, err
 	}
-	r, created, err := runPod(ctx, s.Kube, c.pod)
+	r, created, err := runPod(ctx, s.Kube, create)
 	if err != nil {
 		return c.row, err
 	}
@@ -252,28 +280,33 @@ func judge(c scene, r report, created time.Time) Row {
 
 // removePod deletes what an earlier play left, so that this one starts anew.
 func (s *Story) removePod(ctx context.Context, pod *corev1.Pod) error {
-	pods := s.Kube.CoreV1().Pods(pod.Namespace)
-	old, err := pods.Get(ctx, pod.Name, metav1.GetOptions{})
+	return s.remove(ctx, &corev1.PodList{}, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name}})
+}
+
+// remove deletes an object and waits until it is gone. The list is of its kind.
+func (s *Story) remove(ctx context.Context, list client.ObjectList, o client.Object) error {
+	err := s.Objects.Get(ctx, client.ObjectKeyFromObject(o), o)
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("looking for an earlier pod %s: %w", pod.Name, err)
+		return fmt.Errorf("looking for an earlier %s: %w", o.GetName(), err)
 	}
-	w, err := pods.Watch(ctx, metav1.ListOptions{FieldSelector: "metadata.name=" + pod.Name, ResourceVersion: old.ResourceVersion})
+	w, err := s.Objects.Watch(ctx, list, client.InNamespace(o.GetNamespace()), client.MatchingFields{"metadata.name": o.GetName()},
+		&client.ListOptions{Raw: &metav1.ListOptions{ResourceVersion: o.GetResourceVersion()}})
 	if err != nil {
-		return fmt.Errorf("watching the earlier pod %s: %w", pod.Name, err)
+		return fmt.Errorf("watching the earlier %s: %w", o.GetName(), err)
 	}
 	defer w.Stop()
-	if err := pods.Delete(ctx, pod.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("deleting the earlier pod %s: %w", pod.Name, err)
+	if err := s.Objects.Delete(ctx, o, client.PropagationPolicy(metav1.DeletePropagationForeground)); err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("deleting the earlier %s: %w", o.GetName(), err)
 	}
 	for {
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("waiting for the earlier pod %s to go: %w", pod.Name, ctx.Err())
+			return fmt.Errorf("waiting for the earlier %s to go: %w", o.GetName(), ctx.Err())
 		case e, open := <-w.ResultChan():
-			if !open || e.Type == "DELETED" {
+			if !open || e.Type == watch.Deleted {
 				return nil
 			}
 		}

@@ -56,9 +56,9 @@ type Config struct {
 type Estate struct {
 	Lab     *lab.Lab
 	Cloud   *Cloud
-	Objects client.Client // reads and writes any kind on the cluster
-	Issuer  string        // of the cluster's service-account tokens
-	Proxy   string        // address of the CONNECT proxy on the host
+	Objects client.WithWatch // reads and writes any kind on the cluster
+	Issuer  string           // of the cluster's service-account tokens
+	Proxy   string           // address of the CONNECT proxy on the host
 
 	config Config
 }
@@ -151,7 +151,7 @@ func (e *Estate) startCluster(ctx context.Context, issuerHost string) error {
 	if err != nil {
 		return err
 	}
-	e.Objects, err = client.New(e.Lab.RESTConfig(), client.Options{Scheme: scheme})
+	e.Objects, err = client.NewWithWatch(e.Lab.RESTConfig(), client.Options{Scheme: scheme})
 	return err
 }
 

@@ -157,13 +157,26 @@ func watchUntil(ctx context.Context, w watch.Interface, done func(map[string]any
 	}
 }
 
-// adminSecret is the Secret that v1's manifests without azure.json read: the
-// principal that mic acts as.
-func adminSecret(namespace string, values map[string]string) *corev1.Secret {
+// secret is as whom a controller acts in Azure.
+func secret(namespace, name string, values map[string]string) *corev1.Secret {
 	return &corev1.Secret{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"},
-		ObjectMeta: metav1.ObjectMeta{Name: "aadpodidentity-admin-secret", Namespace: namespace},
+		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace},
 		StringData: values,
+	}
+}
+
+// secrets are those that the manifests of mic and of the federation controller
+// read; they must be there before.
+func (e *Estate) secrets() []client.Object {
+	const system = "lanyard-system"
+	admin := e.Cloud.adminSecret()
+	return []client.Object{
+		secret(metav1.NamespaceDefault, "aadpodidentity-admin-secret", admin),
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: system}},
+		secret(system, "lanyard-federation-azure", map[string]string{
+			"CLOUD": admin["Cloud"], "TENANT_ID": admin["TenantID"], "CLIENT_ID": admin["ClientID"], "CLIENT_SECRET": admin["ClientSecret"],
+		}),
 	}
 }
 
@@ -180,7 +193,7 @@ func scheme() (*runtime.Scheme, error) {
 
 // Programs are the binaries that Config.BinDir holds.
 func Programs() []string {
-	return []string{"kube", "pause", "mic", "nmi", "webhook", "proxy", "workload"}
+	return []string{"kube", "pause", "mic", "nmi", "webhook", "proxy", "federation", "workload"}
 }
 
 // images are what the pods of Lanyard and of the demo run. The token proxy and
@@ -191,7 +204,7 @@ func images(binDir string, caCerts []byte) []image.Image {
 	}
 	const nobody, proxy = "65532:65532", "1501:1501"
 	return []image.Image{
-		made("mic", "mic", nobody), made("nmi", "nmi", nobody), made("webhook", "webhook", nobody),
+		made("mic", "mic", nobody), made("nmi", "nmi", nobody), made("webhook", "webhook", nobody), made("federation", "federation", nobody),
 		made("proxy", "proxy", proxy), made("proxy-init", "proxy", "", "/proxy", "init"), made("workload", "workload", nobody),
 	}
 }
@@ -200,16 +213,16 @@ func images(binDir string, caCerts []byte) []image.Image {
 func (e *Estate) install(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Minute, errors.New("it took longer than two minutes"))
 	defer cancel()
-	e.config.Step("building and loading the images of mic, nmi, webhook, proxy and workload")
+	e.config.Step("building and loading the images of mic, nmi, webhook, proxy, federation and workload")
 	if err := e.Lab.LoadImages(ctx, images(e.config.BinDir, e.Cloud.CACertPEM())...); err != nil {
 		return err
 	}
-	e.config.Step("installing the custom resources, mic, nmi, the webhook and the admission policy")
+	e.config.Step("installing the custom resources, mic, nmi, the webhook, the federation controller and the admission policies")
 	crds, err := deploy.CRDs()
 	if err != nil {
 		return err
 	}
-	manifests, err := deploy.Manifests("access", "mic", "nmi", "webhook")
+	manifests, err := deploy.Manifests("access", "mic", "nmi", "webhook", "federation")
 	if err != nil {
 		return err
 	}
@@ -221,14 +234,16 @@ func (e *Estate) install(ctx context.Context) error {
 	if _, err := apply(ctx, e.Objects, crds...); err != nil {
 		return err
 	}
-	if err := e.Objects.Create(ctx, adminSecret(metav1.NamespaceDefault, e.Cloud.adminSecret())); err != nil {
-		return fmt.Errorf("creating mic's secret: %w", err)
+	for _, o := range e.secrets() {
+		if err := e.Objects.Create(ctx, o); err != nil {
+			return fmt.Errorf("creating %s in %s: %w", o.GetName(), o.GetNamespace(), err)
+		}
 	}
 	installed, err := apply(ctx, e.Objects, manifests...)
 	if err != nil {
 		return err
 	}
-	e.config.Step("waiting until mic, nmi and the webhook are ready")
+	e.config.Step("waiting until mic, nmi, the webhook and the federation controller are ready")
 	d, err := e.dynamic()
 	if err != nil {
 		return err
