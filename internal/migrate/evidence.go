@@ -72,12 +72,12 @@ var sdk = regexp.MustCompile(`(?i)\bazsdk-(go-azidentity|net-identity|python-ide
 // since is the first release of each SDK whose DefaultAzureCredential reads the
 // projected token.
 func since(name string) (major, minor int) {
-	switch name = strings.ToLower(name); {
-	case name == "go-azidentity":
+	switch strings.ToLower(name) {
+	case "go-azidentity":
 		return 1, 3
-	case name == "python-identity":
+	case "python-identity":
 		return 1, 13
-	case name == "js-identity":
+	case "js-identity":
 		return 3, 2
 	default: // .NET and Java
 		return 1, 9
