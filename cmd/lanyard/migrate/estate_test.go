@@ -26,6 +26,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
+	lanyardv1 "github.com/lanyard-id/lanyard/api/lanyard/v1alpha1"
 	"github.com/lanyard-id/lanyard/cmd/lanyard/cli"
 	command "github.com/lanyard-id/lanyard/cmd/lanyard/migrate"
 	"github.com/lanyard-id/lanyard/internal/estate"
@@ -392,6 +393,42 @@ func TestFiveKindsOfWorkloadsGoThereAndBack(t *testing.T) {
 	if _, said := h.lanyard(t, 1, "verify"); !strings.Contains(said, "nothing was migrated") {
 		t.Errorf("after the rollback: %s", said)
 	}
+	h.stop(t, "night-3")
+	h.byController(t, before)
+}
+
+// byController migrates a workload whose credential the federation controller
+// makes, as a policy allows, and goes back.
+func (h *house) byController(t *testing.T, before map[string]string) {
+	t.Helper()
+	must(t, h.Objects.Create(t.Context(), &lanyardv1.FederationPolicy{
+		ObjectMeta: metav1.ObjectMeta{Name: "shop"},
+		Spec: lanyardv1.FederationPolicySpec{
+			Namespaces: []string{namespace},
+			Identities: []lanyardv1.PolicyIdentity{{ResourceID: h.Cloud.Identities[estate.PodIdentity].ResourceID}},
+		},
+	}))
+	args := []string{"--federation=controller", "--workload=deployment/api"}
+	_, progress := h.lanyard(t, 0, append([]string{"apply", "--timeout=1m"}, args...)...)
+	if !strings.Contains(progress, "FederatedIdentity shop/api-") {
+		t.Errorf("no object for the controller: %s", progress)
+	}
+	if out, _ := h.lanyard(t, 0, "verify"); !strings.Contains(out, "Deployment shop/api") {
+		t.Error(out)
+	}
+	h.served(t, true, "api")
+	h.lanyard(t, 0, "rollback")
+	h.served(t, false, "api")
+	if diff := cmp.Diff(before, h.snapshot(t)); diff != "" {
+		t.Errorf("after the rollback of what the controller federated (-before +now):\n%s", diff)
+	}
+	h.until(t, "the controller takes its credential back", func(ctx context.Context) error {
+		var list lanyardv1.FederatedIdentityList
+		if err := h.Objects.List(ctx, &list, client.InNamespace(namespace)); err != nil || len(list.Items) > 0 {
+			return fmt.Errorf("%d federated identities, %w", len(list.Items), err)
+		}
+		return nil
+	})
 }
 
 // interrupted kills an apply in the middle of it.
