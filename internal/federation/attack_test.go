@@ -311,9 +311,14 @@ func TestKilledBetweenAzureAndStatusNothingIsLost(t *testing.T) {
 		}
 	}
 	start := func() {
+		w.azure.open()
 		done := make(chan error, 1)
 		go func() { done <- federation.Run(ctx, w.config()) }()
-		<-killed
+		select {
+		case <-killed:
+		case <-time.After(30 * time.Second):
+			t.Fatal("nothing was written to Azure")
+		}
 		if err := <-done; err != nil {
 			t.Errorf("the controller ended with %v", err)
 		}

@@ -69,21 +69,55 @@ type azureSpy struct {
 	calls  []string
 	refuse func(operation string, p federated.Parent, name string) error
 	after  func(operation string) // once it was done
+	active int
+	closed bool
+}
+
+// drain lets what was begun end, and nothing begin: a cloud must not be taken
+// away under a request.
+func (s *azureSpy) drain(t *testing.T) {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	labtest.Eventually(t, context.Background(), func() error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.active > 0 {
+			return fmt.Errorf("%d operations are under way", s.active)
+		}
+		return nil
+	})
+}
+
+func (s *azureSpy) open() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = false
 }
 
 func (s *azureSpy) enter(operation string, p federated.Parent, name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.closed {
+		return errors.New("the test ends")
+	}
 	s.calls = append(s.calls, operation+" "+p.DisplayName)
 	if s.refuse != nil {
-		return s.refuse(operation, p, name)
+		if err := s.refuse(operation, p, name); err != nil {
+			return err
+		}
 	}
+	s.active++
 	return nil
 }
 
 func (s *azureSpy) leave(operation string) {
 	s.mu.Lock()
+	s.active--
 	after := s.after
+	if operation == "find" || operation == "list" {
+		after = nil
+	}
 	s.mu.Unlock()
 	if after != nil {
 		after(operation)
@@ -111,6 +145,7 @@ func (s *azureSpy) Find(ctx context.Context, id string) (federated.Parent, error
 	if err := s.enter("find", federated.Parent{DisplayName: id}, ""); err != nil {
 		return federated.Parent{}, err
 	}
+	defer s.leave("find")
 	return s.Azure.Find(ctx, id)
 }
 
@@ -118,6 +153,7 @@ func (s *azureSpy) FindResource(ctx context.Context, id string) (federated.Paren
 	if err := s.enter("find", federated.Parent{DisplayName: id}, ""); err != nil {
 		return federated.Parent{}, err
 	}
+	defer s.leave("find")
 	return s.Azure.FindResource(ctx, id)
 }
 
@@ -125,6 +161,7 @@ func (s *azureSpy) List(ctx context.Context, p federated.Parent) ([]federated.Cr
 	if err := s.enter("list", p, ""); err != nil {
 		return nil, err
 	}
+	defer s.leave("list")
 	return s.Azure.List(ctx, p)
 }
 
@@ -288,7 +325,9 @@ func (w *world) run(edit ...func(*federation.Config)) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- federation.Run(ctx, config) }()
+	w.azure.open()
 	stop = sync.OnceFunc(func() {
+		w.azure.drain(w.T)
 		cancel()
 		select {
 		case err := <-done:
@@ -299,12 +338,9 @@ func (w *world) run(edit ...func(*federation.Config)) (stop func()) {
 			w.Error("the controller does not end")
 		}
 	})
-	w.Cleanup(func() { // finalizers go while the controller runs
-		if err := w.DeleteAllOf(context.Background(), &lanyard.FederatedIdentity{}, client.InNamespace(w.ns)); err != nil {
-			w.Error(err)
-		}
-		w.free()
+	w.Cleanup(func() {
 		stop()
+		w.free()
 	})
 	return stop
 }
