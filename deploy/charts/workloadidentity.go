@@ -12,7 +12,8 @@ const systemLabel = "azure-workload-identity.io/system"
 // No placeholder in it: envsubst fills comments too.
 const aboutWebhook = `The admission webhook of Workload Identity, with the object names of
 azure-workload-identity v1.6. Its placeholders are the environment variables
-AZURE_TENANT_ID and, unless it is the public cloud, AZURE_ENVIRONMENT:
+AZURE_TENANT_ID and, unless it is the public cloud, AZURE_ENVIRONMENT. With an
+envsubst that knows defaults, such as github.com/a8m/envsubst (GNU's does not):
   envsubst < azure-wi-webhook.yaml | kubectl apply -f -`
 
 // webhookPlaceholders are the values of the plain manifest.
