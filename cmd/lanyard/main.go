@@ -1,7 +1,9 @@
 // Command lanyard is Lanyard's one command for people: it starts a real
 // Kubernetes cluster with a local Azure beside it, plays the story that the
-// README tells, runs the local cloud alone, and asks for and grants access to
-// identities that are open on request. As kubectl-lanyard it is kubectl's plugin.
+// README tells, runs the local cloud alone, connects service accounts with
+// identities, publishes and rotates issuer keys, migrates from Pod Identity v1,
+// and asks for and grants access to identities that are open on request. As
+// kubectl-lanyard it is kubectl's plugin.
 package main
 
 import (
@@ -76,12 +78,17 @@ func rootCommand() *cobra.Command {
 secret in the pod.
 
 This command starts a lab: a real Kubernetes cluster and a local Azure on this
-machine, in namespaces of their own. Nothing on the host changes. And on any
-cluster with Lanyard it asks for access to an identity, and decides about it.`,
+machine, in namespaces of their own. Nothing on the host changes. On any cluster it
+connects service accounts with identities, publishes and rotates the keys of the
+cluster's issuer, moves workloads off Pod Identity v1, and asks for access to
+identities that are open on request.`,
 		Example: `  lanyard demo                          start everything, play the story, stop
   lanyard lab up --detach               start a lab and leave it up
   eval "$(lanyard lab env)"             point kubectl, az and the SDKs at it
   lanyard cloud                         the local Azure alone, without a cluster
+  lanyard serviceaccount create --help  give a service account an identity
+  lanyard issuer check                  what does Entra see of this cluster?
+  lanyard migrate plan -n NAMESPACE     from Pod Identity v1 to Workload Identity
   lanyard access request --help         ask for an identity that is open on request`,
 		Version:       version,
 		SilenceUsage:  true,
