@@ -1,6 +1,7 @@
 // Command bench measures what the documents promise about speed and prints it
-// as a table beside what Pod Identity v1 measured: see package bench. It needs
-// root, and the other binaries beside it.
+// as a table beside what Pod Identity v1 and azure-workload-identity v1.6
+// measured: see packages bench and door2. It needs root, and the other binaries
+// beside it.
 package main
 
 import (
@@ -13,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -22,6 +24,7 @@ import (
 
 	"github.com/lanyard-id/lanyard/internal/bench"
 	"github.com/lanyard-id/lanyard/internal/bench/bed"
+	"github.com/lanyard-id/lanyard/internal/bench/door2"
 	"github.com/lanyard-id/lanyard/internal/bench/standin"
 )
 
@@ -77,7 +80,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 2
 	}
 	if s.list {
-		if err := bench.WriteList(stdout, bench.Experiments()); err != nil {
+		if err := bench.WriteList(stdout, experiments()); err != nil {
 			fmt.Fprintln(stderr, "bench:", err)
 			return 1
 		}
@@ -113,8 +116,13 @@ func parse(args []string, stderr io.Writer) (settings, error) {
 	return s, nil
 }
 
+// experiments are those of every door, in the order in which they run.
+func experiments() []bench.Experiment {
+	return slices.Concat(bench.Experiments(), door2.Experiments())
+}
+
 func (s settings) measure(ctx context.Context, stdout, stderr io.Writer) error {
-	experiments, err := bench.Choose(bench.Experiments(), s.names)
+	chosen, err := bench.Choose(experiments(), s.names)
 	if err != nil {
 		return err
 	}
@@ -141,7 +149,7 @@ func (s settings) measure(ctx context.Context, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	rows, err := r.Run(ctx, experiments)
+	rows, err := r.Run(ctx, chosen)
 	if err != nil && len(rows) == 0 {
 		return err
 	}

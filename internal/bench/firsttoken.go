@@ -43,25 +43,33 @@ type report struct {
 	Error            string    `json:"error"`
 }
 
-func (r *Runner) firstToken(ctx context.Context) (_ []Measurement, err error) {
+// Estate starts a whole lab with its cloud. End removes it.
+func (r *Runner) Estate(ctx context.Context) (e *estate.Estate, end func(context.Context) error, err error) {
 	dir, err := os.MkdirTemp("", "lanyard-bench-")
 	if err != nil {
-		return nil, fmt.Errorf("making a directory: %w", err)
+		return nil, nil, fmt.Errorf("making a directory: %w", err)
 	}
-	defer os.RemoveAll(dir)
 	klog.SetLogger(logr.Discard()) // watches that end with the lab are no news
-	e, err := estate.Up(ctx, estate.Config{
+	e, err = estate.Up(ctx, estate.Config{
 		StateDir: dir, BinDir: r.Bin, Self: []string{filepath.Join(r.Bin, "lanyard"), "internal"}, ProcessNode: len(lab.Missing()) > 0,
 		Step: r.Step, Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	defer func() {
+	return e, func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 		defer cancel()
-		err = errors.Join(err, e.Stop(ctx))
-	}()
+		return errors.Join(e.Stop(ctx), os.RemoveAll(dir))
+	}, nil
+}
+
+func (r *Runner) firstToken(ctx context.Context) (_ []Measurement, err error) {
+	e, end, err := r.Estate(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, end(ctx)) }()
 	id, ok := e.Cloud.Identities[estate.PodIdentity]
 	if !ok {
 		return nil, fmt.Errorf("the lab's cloud has no identity %s", estate.PodIdentity)

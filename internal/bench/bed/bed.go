@@ -20,18 +20,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/httputil"
 	"net/netip"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
@@ -49,7 +49,6 @@ import (
 	"github.com/lanyard-id/lanyard/internal/bench/standin"
 	"github.com/lanyard-id/lanyard/internal/lab/controlplane"
 	"github.com/lanyard-id/lanyard/internal/lab/netns"
-	"github.com/lanyard-id/lanyard/internal/lab/process"
 )
 
 // Addresses in the bed's own network namespace, as on a lab's node.
@@ -213,12 +212,18 @@ func (b *Bed) applyCRDs(ctx context.Context) error {
 // Kubeconfig writes one for a new service account, which may do everything but
 // stands, unlike an administrator, under the API server's fair queueing.
 func (b *Bed) Kubeconfig(ctx context.Context, name string) (string, error) {
+	return b.KubeconfigFor(ctx, name, b.config.Host, b.Control.File("ca.crt"))
+}
+
+// KubeconfigFor is Kubeconfig for what stands, at another URL and with another
+// certificate, in front of the API server.
+func (b *Bed) KubeconfigFor(ctx context.Context, name, server, ca string) (string, error) {
 	token, err := b.serviceAccount(ctx, name)
 	if err != nil {
 		return "", fmt.Errorf("making the service account %s: %w", name, err)
 	}
 	c := clientcmdapi.NewConfig()
-	c.Clusters["bench"] = &clientcmdapi.Cluster{Server: b.config.Host, CertificateAuthority: b.Control.File("ca.crt")}
+	c.Clusters["bench"] = &clientcmdapi.Cluster{Server: server, CertificateAuthority: ca}
 	c.AuthInfos["bench"] = &clientcmdapi.AuthInfo{Token: token}
 	c.Contexts["bench"] = &clientcmdapi.Context{Cluster: "bench", AuthInfo: "bench"}
 	c.CurrentContext = "bench"
@@ -226,9 +231,33 @@ func (b *Bed) Kubeconfig(ctx context.Context, name string) (string, error) {
 	return file, clientcmd.WriteToFile(*c, file)
 }
 
+// Certificate are the files of a certificate for the machine's address, that of
+// the stand-in for the cloud, and of its key.
+func (b *Bed) Certificate() (cert, key string) {
+	return filepath.Join(b.Dir, "cloud.crt"), filepath.Join(b.Dir, "cloud.key")
+}
+
+// Front returns a handler that passes everything on to the API server.
+func (b *Bed) Front() (http.Handler, error) {
+	to, err := url.Parse(b.config.Host)
+	if err != nil {
+		return nil, err
+	}
+	ca, err := os.ReadFile(b.Control.File("ca.crt"))
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(ca)
+	return &httputil.ReverseProxy{
+		Rewrite:   func(r *httputil.ProxyRequest) { r.SetURL(to) },
+		Transport: trusting(pool, b.NS.DialContext).Transport, FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0),
+	}, nil
+}
+
 // startCloud starts the stand-in for Entra and ARM, with a certificate of its own.
 func (b *Bed) startCloud(ctx context.Context) error {
-	cert, key := filepath.Join(b.Dir, "cloud.crt"), filepath.Join(b.Dir, "cloud.key")
+	cert, key := b.Certificate()
 	pool, err := writeCertificate(cert, key)
 	if err != nil {
 		return fmt.Errorf("making the cloud's certificate: %w", err)
@@ -270,72 +299,6 @@ func writeCertificate(certFile, keyFile string) (*x509.CertPool, error) {
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(text)
 	return pool, errors.Join(os.WriteFile(certFile, text, 0o600), os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: private}), 0o600))
-}
-
-// A child is a process inside the namespace.
-type Child struct {
-	Log string // file with all that it said
-
-	name string
-	cmd  *exec.Cmd
-	over chan struct{} // closed when it has ended
-}
-
-// PID is the process's number.
-func (c *Child) PID() int { return c.cmd.Process.Pid }
-
-// Start starts a program on the machine, with its output in a file.
-func (b *Bed) Start(name string, env []string, program string, args ...string) (*Child, error) {
-	return b.StartIn(b.NS, name, env, program, args...)
-}
-
-// StartIn starts a program in a network namespace that is connected to the
-// machine's, or in the machine's own.
-func (b *Bed) StartIn(ns *netns.NS, name string, env []string, program string, args ...string) (*Child, error) {
-	log, err := os.CreateTemp(b.Dir, name+"-*.log")
-	if err != nil {
-		return nil, err
-	}
-	defer log.Close()
-	c := &Child{name: name, cmd: exec.Command(program, args...), Log: log.Name(), over: make(chan struct{})}
-	c.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + b.Dir}, env...)
-	c.cmd.Stdout, c.cmd.Stderr = log, log
-	if err := ns.Start(c.cmd); err != nil {
-		return nil, fmt.Errorf("starting %s: %w", name, err)
-	}
-	go func() {
-		defer close(c.over)
-		_ = c.cmd.Wait() // how it ended is in its log
-	}()
-	b.End(c.Stop)
-	return c, nil
-}
-
-// Stop ends the process. It may be called again.
-func (c *Child) Stop(ctx context.Context) error {
-	if id, err := process.Find(c.PID()); err == nil {
-		if err := id.End(ctx, 10*time.Second); err != nil {
-			return fmt.Errorf("ending %s: %w", c.name, err)
-		}
-	}
-	<-c.over
-	return nil
-}
-
-// Ready waits until check succeeds, or the process ends.
-func (c *Child) Ready(ctx context.Context, limit time.Duration, check func() error) error {
-	err := Until(ctx, limit, func() error {
-		select {
-		case <-c.over:
-			return Fatal{errors.New("it has ended")}
-		default:
-			return check()
-		}
-	})
-	if err != nil {
-		return fmt.Errorf("%s is not ready: %w; the last it said:\n%s", c.name, err, process.Tail(c.Log, 5))
-	}
-	return nil
 }
 
 // standIn starts one of package standin's servers, which is this program again.
@@ -461,17 +424,4 @@ func (b *Bed) Idle(ctx context.Context, pid int) error {
 		before = now
 	}
 	return err
-}
-
-// Kill stops a process at once; what was said of it stays.
-func (c *Child) Kill(ctx context.Context) error {
-	if err := c.cmd.Process.Signal(unix.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return err
-	}
-	select {
-	case <-c.over:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

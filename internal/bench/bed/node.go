@@ -58,12 +58,8 @@ func NewNode(ctx context.Context, c Config) (*Node, error) {
 func (b *Node) fill(ctx context.Context) (err error) {
 	b.Step("connecting %d pods to a bridge", PodCount)
 	for i := range PodCount {
-		ns, err := netns.New()
+		ns, err := b.Connect(i)
 		if err != nil {
-			return err
-		}
-		b.End(func(context.Context) error { return ns.Close() })
-		if err := b.NS.Connect("cni0", fmt.Sprintf("pod%d", i), ns, netip.PrefixFrom(podAddress(i), 24), podGateway); err != nil {
 			return err
 		}
 		b.Pods = append(b.Pods, ns)
@@ -88,6 +84,16 @@ func (b *Node) fill(ctx context.Context) (err error) {
 		return err
 	}
 	return b.StartNMI(ctx)
+}
+
+// Connect makes the network namespace of pod i and a cable to it.
+func (b *Bed) Connect(i int) (*netns.NS, error) {
+	ns, err := netns.New()
+	if err != nil {
+		return nil, err
+	}
+	b.End(func(context.Context) error { return ns.Close() })
+	return ns, b.NS.Connect("cni0", fmt.Sprintf("pod%d", i), ns, netip.PrefixFrom(podAddress(i), 24), podGateway)
 }
 
 func podAddress(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 244, 0, byte(2 + i)}) }
