@@ -13,6 +13,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/metadata"
 
@@ -185,6 +186,11 @@ func (c *AccountCache) ServiceAccount(ctx context.Context, namespace, name strin
 	if ok {
 		return known.unpack(), nil
 	}
+	// The client joins names to a path and looks at none: with "../.." a pod
+	// would choose what is read. Whoever reaches the webhook may write anything.
+	if len(validation.IsDNS1123Label(namespace)) > 0 || len(validation.IsDNS1123Subdomain(name)) > 0 {
+		return mutation.ServiceAccount{}, fmt.Errorf("%w: %q in %q cannot be a name", ErrNotFound, name, namespace)
+	}
 	account, err := c.accounts().Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return mutation.ServiceAccount{}, fmt.Errorf("%w: %s/%s", ErrNotFound, namespace, name)
@@ -193,6 +199,14 @@ func (c *AccountCache) ServiceAccount(ctx context.Context, namespace, name strin
 		return mutation.ServiceAccount{}, fmt.Errorf("getting service account %s/%s: %w", namespace, name, err)
 	}
 	return pack(account).unpack(), nil
+}
+
+// Known returns what is in memory about an account: nothing if it has no
+// annotations.
+func (c *AccountCache) Known(namespace, name string) mutation.ServiceAccount {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.annotated[namespace+"/"+name].unpack()
 }
 
 // packed is the labels and annotations of the contract in one string: in maps

@@ -157,3 +157,31 @@ func TestAnAccountTakesLittleMemory(t *testing.T) {
 		t.Logf("%d bytes each", each)
 	}
 }
+
+// A review may come from anybody in the cluster: the API server has not looked
+// at the names in it.
+func TestNamesThatLeadElsewhereAreNotAskedFor(t *testing.T) {
+	var asked []string
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked = append(asked, r.URL.Path)
+		http.NotFound(w, r)
+	}))
+	defer server.Close()
+	client, err := metadata.NewForConfig(&rest.Config{Host: server.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cache := &AccountCache{Client: client}
+	for _, at := range [][2]string{
+		{"default", "../../../serviceaccounts"}, // all of them, in one answer
+		{"default", "../secrets/azure-wi-webhook-server-cert"},
+		{"..", "x"}, {"a/../b", "x"}, {"default", "a%2fb"}, {"default", "x?watch=true"}, {"", "x"}, {"default", ""},
+	} {
+		if _, err := cache.ServiceAccount(t.Context(), at[0], at[1]); !errors.Is(err, ErrNotFound) {
+			t.Errorf("%q: %v, want not found", at, err)
+		}
+	}
+	if len(asked) > 0 {
+		t.Errorf("the API server was asked for %q", asked)
+	}
+}
