@@ -26,6 +26,9 @@ import (
 // The API server accepts objects of 3 MiB; a review holds one, as JSON.
 const maxReviewBytes = 8 << 20
 
+// usualReviewBytes is what nearly every review fits in.
+const usualReviewBytes = 64 << 10
+
 // ErrNotFound says that there is no such service account.
 var ErrNotFound = errors.New("service account not found")
 
@@ -138,11 +141,12 @@ func decodeReview(w http.ResponseWriter, r *http.Request) (*admissionv1.Admissio
 	}, nil
 }
 
-// read reads a body of a size that is known beforehand, mostly.
+// read reads a body of a size that is known beforehand, mostly. What is only
+// announced takes no memory beyond the usual.
 func read(r io.Reader, size int64) ([]byte, error) {
 	var b bytes.Buffer
-	if size > 0 && size <= maxReviewBytes {
-		b.Grow(int(size) + bytes.MinRead)
+	if size > 0 {
+		b.Grow(int(min(size, usualReviewBytes)) + bytes.MinRead)
 	}
 	_, err := b.ReadFrom(r)
 	return b.Bytes(), err

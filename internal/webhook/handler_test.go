@@ -251,3 +251,31 @@ lanyard_webhook_refused_pods_total{decision="failed",namespace="default"} 2
 		t.Errorf("%d latency histograms", n)
 	}
 }
+
+// Reviews may come from anybody who reaches the port, with any namespace in them.
+func TestStrangersCannotFillTheMetrics(t *testing.T) {
+	f := newFixture(t)
+	post := func(namespace string) {
+		f.post(t, "application/json", "", strings.Replace(createPod(fmt.Sprintf(labelledPod, "nobody")), `"namespace":"default"`, `"namespace":"`+namespace+`"`, 1))
+	}
+	for i := range maxNamespaces + 20 {
+		post(fmt.Sprintf("n%d", i))
+	}
+	post("no name of a namespace " + strings.Repeat("x", 1000))
+	post("n1") // still its own
+	if n := testutil.CollectAndCount(f.metrics, "lanyard_webhook_refused_pods_total"); n != maxNamespaces+1 {
+		t.Errorf("%d series, want %d and the others", n, maxNamespaces)
+	}
+	for namespace, want := range map[string]float64{"n1": 2, otherNamespaces: 21} {
+		if got := testutil.ToFloat64(f.metrics.denials.WithLabelValues(namespace, string(decisionDenied))); got != want {
+			t.Errorf("%s has %v, want %v", namespace, got, want)
+		}
+	}
+}
+
+func TestABodyThatIsOnlyAnnouncedTakesNoMemory(t *testing.T) {
+	got, err := read(strings.NewReader("{}"), maxReviewBytes)
+	if err != nil || string(got) != "{}" || cap(got) > 2*usualReviewBytes {
+		t.Errorf("%q with room for %d bytes, %v", got, cap(got), err)
+	}
+}

@@ -2,9 +2,11 @@ package webhook
 
 import (
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/lanyard-id/lanyard/api/workloadidentity"
 )
@@ -20,6 +22,13 @@ const (
 	decisionInvalid   decision = "invalid" // no admission review
 )
 
+// maxNamespaces bounds the namespaces with a series of refusals. Whoever reaches
+// the webhook can send reviews that name any.
+const maxNamespaces = 500
+
+// otherNamespaces stands for those beyond: no namespace has this name.
+const otherNamespaces = "(others)"
+
 // Metrics counts decisions. Register it as a collector.
 type Metrics struct {
 	requests *prometheus.HistogramVec
@@ -34,6 +43,9 @@ type Metrics struct {
 	panics   prometheus.Counter
 
 	all []prometheus.Collector
+
+	mu         sync.Mutex
+	namespaces map[string]bool // with a series of refusals
 }
 
 // NewMetrics returns metrics without any observation. The accounts func is the
@@ -46,6 +58,7 @@ func NewMetrics(accounts func() int) *Metrics {
 		Help: "Seconds that a request took.",
 	})
 	m := &Metrics{
+		namespaces: map[string]bool{},
 		denials: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "lanyard_webhook_refused_pods_total",
 			Help: "Pods that were refused: denied is the user's to change, failed the cluster's or the webhook's.",
@@ -125,8 +138,22 @@ func (m *Metrics) observe(d decision, took time.Duration) {
 // have a series.
 func (m *Metrics) refused(namespace string, d decision) {
 	if m != nil {
-		m.denials.WithLabelValues(namespace, string(d)).Inc()
+		m.denials.WithLabelValues(m.shown(namespace), string(d)).Inc()
 	}
+}
+
+// shown is the namespace as the series have it.
+func (m *Metrics) shown(namespace string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case m.namespaces[namespace]:
+	case len(m.namespaces) >= maxNamespaces || len(validation.IsDNS1123Label(namespace)) > 0:
+		return otherNamespaces
+	default:
+		m.namespaces[namespace] = true
+	}
+	return namespace
 }
 
 func (m *Metrics) panicked() {
