@@ -69,6 +69,9 @@ func TestBadSettingsAreExplained(t *testing.T) {
 		"an unknown layout":       {[]string{"--token-layout=v2"}, tenant, `use "v1.6" or "legacy"`},
 		"an unknown TLS version":  {[]string{"--tls-min-version=1.4"}, tenant, "use 1.2 or 1.3"},
 		"resources that are none": {[]string{`--proxy-resources={"cpu":"1"}`}, tenant, `--proxy-resources: json: unknown field "cpu"`},
+		"two resources":           {[]string{`--proxy-resources={"requests":{"cpu":"1"}} {}`}, tenant, "--proxy-resources: there is more than one value: write JSON such as"},
+		"an address in brackets":  {[]string{"--serving-names=webhook.example,[::1]"}, tenant, `--serving-names: "[::1]" is neither a host name nor an address: write`},
+		"a list with an end":      {[]string{"--serving-names=webhook.example,"}, tenant, `--serving-names: "" is neither`},
 		"an endpoint without a suffix": {[]string{"--custom-token-endpoint-audience=api://x"}, tenant,
 			"custom token endpoint annotation suffix cannot be empty when audience is set"},
 		"an endpoint without an audience": {[]string{"--custom-token-endpoint-annotation-suffix=x"}, tenant,
@@ -173,5 +176,24 @@ func TestOldTLSVersionsMean12(t *testing.T) {
 		if err != nil || s.tlsMin != tls.VersionTLS12 || len(s.notes) != 1 {
 			t.Errorf("%s: %x, %q, %v", version, s.tlsMin, s.notes, err)
 		}
+	}
+}
+
+// The API server drops a member that is written in another case: what is set
+// for every pod must not depend on it.
+func TestJSONOfTheSettingsIsPassedOnAsTheAPIServerReadsIt(t *testing.T) {
+	s, err := parse([]string{
+		`--proxy-resources={"Limits":{"memory":"20Mi"}}`, "--serving-names=webhook.example, ::1",
+		"--custom-token-endpoint-annotation-suffix=x", "--custom-token-endpoint-audience=api://x",
+	}, environment(map[string]string{
+		"AZURE_TENANT_ID": "t", "AZURE_KUBERNETES_TOKEN_PROXY": "https://proxy", "AZURE_KUBERNETES_CA_CTB_SIGNER_NAME": "example.com/s",
+		"AZURE_KUBERNETES_CA_CTB_LABEL_SELECTOR": `{"MatchLabels":{"a":"b"}}`,
+	}), &bytes.Buffer{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := []string{string(s.Proxy.Resources), string(s.Endpoint.CALabelSelector), s.servedName}
+	if diff := cmp.Diff([]string{`{"limits":{"memory":"20Mi"}}`, `{"matchLabels":{"a":"b"}}`, "webhook.example,::1"}, got); diff != "" {
+		t.Error(diff)
 	}
 }

@@ -3,13 +3,11 @@ package main
 import (
 	"cmp"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"log/slog"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -83,6 +81,10 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (setting
 	if s.AuthorityHost != "" {
 		errs = append(errs, s.Validate())
 	}
+	var err error
+	if s.servedName, err = servingNames(s.servedName); err != nil {
+		errs = append(errs, err)
+	}
 	if *backend != "prometheus" {
 		errs = append(errs, fmt.Errorf("--metrics-backend %q is unknown: use prometheus", *backend))
 	}
@@ -118,12 +120,10 @@ func (s *settings) readProxy(resources, level string, getenv func(string) string
 	if resources == "" {
 		return nil
 	}
-	dec := json.NewDecoder(strings.NewReader(resources))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&corev1.ResourceRequirements{}); err != nil {
+	var err error
+	if s.Proxy.Resources, err = strictly(resources, &corev1.ResourceRequirements{}); err != nil {
 		return fmt.Errorf(`--proxy-resources: %w: write JSON such as {"requests":{"cpu":"10m","memory":"20Mi"}}`, err)
 	}
-	s.Proxy.Resources = json.RawMessage(resources)
 	return nil
 }
 
@@ -144,16 +144,14 @@ func (s *settings) readEndpoint(getenv func(string) string) error {
 	if text == "" {
 		return nil
 	}
-	dec := json.NewDecoder(strings.NewReader(text))
-	dec.DisallowUnknownFields()
 	var selector metav1.LabelSelector
-	err := dec.Decode(&selector)
+	written, err := strictly(text, &selector)
 	if err == nil {
 		_, err = metav1.LabelSelectorAsSelector(&selector)
 	}
 	if err != nil {
 		return fmt.Errorf(`%s: %w: write a label selector as JSON, such as {"matchLabels":{"app":"x"}}`, name, err)
 	}
-	e.CALabelSelector = json.RawMessage(text)
+	e.CALabelSelector = written
 	return nil
 }
