@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -31,6 +32,7 @@ import (
 
 	"github.com/lanyard-id/lanyard/api/workloadidentity"
 	"github.com/lanyard-id/lanyard/internal/webhook"
+	"github.com/lanyard-id/lanyard/internal/webhook/doctor"
 	"github.com/lanyard-id/lanyard/internal/webhook/servingcert"
 )
 
@@ -113,6 +115,10 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		server.Ready = append(server.Ready, certificates.Ready)
 		g.Go(func() error { return certificates.Run(running) })
 	}
+	looksAfter, err := s.newDoctor(config, accounts, server.Ready)
+	if err != nil {
+		return err
+	}
 	if err := s.listen(ctx, server); err != nil {
 		return err
 	}
@@ -127,11 +133,48 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	}
 	g.Go(func() error { return accounts.Run(running) })
 	g.Go(func() error { return serverVersion.Run(running) })
+	if looksAfter != nil {
+		looksAfter.NativeSidecars, looksAfter.Logger = serverVersion.NativeSidecars, logger
+		registry.MustRegister(looksAfter.Metrics)
+		acting, stop := context.WithCancel(running)
+		defer stop()
+		context.AfterFunc(ctx, stop) // at the first sign: another replica is to take over
+		g.Go(func() error { return looksAfter.Run(acting) })
+	}
 	g.Go(func() error {
 		defer cancel()
 		return server.Run(ctx)
 	})
 	return g.Wait()
+}
+
+// newDoctor returns the doctor, nil if it is off.
+func (s settings) newDoctor(config *rest.Config, accounts *webhook.AccountCache, ready []func() error) (*doctor.Doctor, error) {
+	if s.doctor == "off" {
+		return nil, nil
+	}
+	api, err := doctor.NewAPI(config)
+	if err != nil {
+		return nil, err
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return nil, fmt.Errorf("naming this replica: %w", err)
+	}
+	return &doctor.Doctor{
+		API: api, Accounts: accounts, Config: s.Config, Configuration: s.configuration, Webhook: workloadidentity.WebhookName,
+		Namespace: s.namespace, Identity: host + "_" + rand.Text(),
+		Evict: s.doctor == "evict", EvictStale: s.doctorEvictStale, Interval: s.doctorInterval,
+		Ready: func() error {
+			for _, part := range ready {
+				if err := part(); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		Metrics: doctor.NewMetrics(),
+	}, nil
 }
 
 // listen opens every port or none.

@@ -29,6 +29,10 @@ type settings struct {
 	level                                         slog.Level
 	shutdownDelay                                 time.Duration
 
+	doctor           string // "off", "report" or "evict"
+	doctorInterval   time.Duration
+	doctorEvictStale bool
+
 	notes []string // what the administrator should change one day
 }
 
@@ -54,6 +58,9 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (setting
 	flags.StringVar(&s.kubeconfig, "kubeconfig", "", "kubeconfig file (default: the pod's service account)")
 	level := flags.String("log-level", "", "debug, info, warn or error; trace and all mean debug (default info)")
 	flags.DurationVar(&s.shutdownDelay, "shutdown-delay", 5*time.Second, "how long to serve on after SIGTERM, no longer ready")
+	flags.StringVar(&s.doctor, "doctor", "off", "look for pods that run without the mutation they ask for: off, report (an Event on the pod), or evict (as well, where a controller makes them again)")
+	flags.DurationVar(&s.doctorInterval, "doctor-interval", 10*time.Minute, "how often the doctor looks at every pod; changes it sees at once")
+	flags.BoolVar(&s.doctorEvictStale, "doctor-evict-stale", false, "with --doctor=evict, evict also pods whose service account names another client id now")
 	flags.BoolVar(&s.version, "version", false, "print the version as JSON and exit")
 	if err := flags.Parse(args); err != nil {
 		return s, err
@@ -81,6 +88,7 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (setting
 	if s.AuthorityHost != "" {
 		errs = append(errs, s.Validate())
 	}
+	errs = append(errs, s.checkDoctor())
 	var err error
 	if s.servedName, err = servingNames(s.servedName); err != nil {
 		errs = append(errs, err)
@@ -109,6 +117,18 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (setting
 		}
 	}
 	return s, errors.Join(errs...)
+}
+
+func (s *settings) checkDoctor() error {
+	switch {
+	case s.doctor != "off" && s.doctor != "report" && s.doctor != "evict":
+		return fmt.Errorf("--doctor %q is unknown: use off, report or evict", s.doctor)
+	case s.doctorInterval < 10*time.Second:
+		return fmt.Errorf("--doctor-interval=%s: at least 10s, because every pod that asks for an identity is read each time", s.doctorInterval)
+	case s.doctorEvictStale && s.doctor != "evict":
+		return errors.New("--doctor-evict-stale needs --doctor=evict")
+	}
+	return nil
 }
 
 // readProxy takes the token proxy's settings.

@@ -1,0 +1,31 @@
+// Package doctor finds pods that ask for a workload identity and run without
+// it, because the webhook was not asked when they were created: it was down and
+// its failurePolicy is Ignore, its configuration was missing, or the pod is
+// older than the installation.
+//
+//	Lease ──> one replica acts
+//	pods with the label ── list, page by page, then watch ──> Judge (pure) ──> patients
+//	   1 report   an Event on the pod, a line in the log, a metric
+//	   2 evict    when asked: one pod of an owner at a time, through the
+//	              Eviction API, so that PodDisruptionBudgets hold; the next when
+//	              the replacement is ready and has its identity
+//
+// The judgement is the mutation itself: a pod to which mutation.Mutate would
+// still add the token has none. The layout, and what flags and annotations say
+// today, do not matter: a pod of v1.6, of AKS or of an older setting is healthy.
+//
+// An eviction ends a pod that works in some way, so whatever is not certain to
+// come back better is left alone and only reported: pods without a controller,
+// pods of Jobs and of controllers that the doctor does not know, pods that the
+// webhook would refuse. If a replacement comes without identity as well, its
+// owner is not touched again. What was tried is written into the Lease before
+// each eviction: the next leader knows it, and a replica that has lost the
+// Lease cannot evict.
+//
+// The doctor writes no condition into pods. Whoever may patch pods/status may
+// also change the address and the readiness of every pod of the cluster, and
+// RBAC cannot narrow that; an Event and a metric say the same.
+//
+// Only pods with a finding are remembered, a bounded number of them, so that
+// neither a large cluster nor a flood of labelled pods fills the memory.
+package doctor
