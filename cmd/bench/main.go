@@ -37,8 +37,8 @@ const quiet = 0.05
 
 const usage = `bench measures what the documents promise about speed.
 
-  bench                      the whole table, about 8 minutes on 2 cores
-  bench --quick              shorter and smaller, about 3 minutes
+  bench                      the whole table, about 12 minutes on 2 cores
+  bench --quick              shorter and smaller, about 4 minutes
   bench cached-token memory  some experiments or rows by name; bench --list
                              shows them
   bench -o json > now.json   for programs
@@ -101,7 +101,7 @@ func parse(args []string, stderr io.Writer) (settings, error) {
 		fmt.Fprint(stderr, usage)
 		f.PrintDefaults()
 	}
-	f.StringVar(&s.bin, "bin", "", "`directory` of kube, nmi, mic, lanyard, kwok and the rest (default: this program's)")
+	f.StringVar(&s.bin, "bin", "", "`directory` of kube, nmi, mic, webhook, proxy, kwok and the rest (default: this program's)")
 	f.StringVar(&s.output, "o", "", `"json" for programs; text for people without it`)
 	f.BoolVar(&s.quick, "quick", false, "shorter runs and a smaller cluster: less exact")
 	f.BoolVar(&s.list, "list", false, "list what can be measured and end")

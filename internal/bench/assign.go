@@ -27,7 +27,7 @@ const (
 
 func assignment() Experiment {
 	return Experiment{
-		Name: "assignment", What: "mic with its default flags, ARM at 2 s", Limit: 5 * time.Minute, Run: (*Runner).assignment,
+		Name: "assignment", What: "mic with its default flags, ARM at 2 s", Limit: 5 * time.Minute, Run: measureAssignment,
 		Rows: []Row{
 			{"assign-200", "200 pods to assigned, default flags, ARM 2 s", "81.8 s", "4 s"},
 			{"assign-2000", "2,000 pods on 30 nodes to assigned, default flags", "22.5 s at raised flags", "10 s"},
@@ -38,7 +38,7 @@ func assignment() Experiment {
 	}
 }
 
-func (r *Runner) assignment(ctx context.Context) (m []Measurement, err error) {
+func measureAssignment(ctx context.Context, r *Runner) (m []Measurement, err error) {
 	b, err := bed.New(ctx, r.Config)
 	if err != nil {
 		return nil, err

@@ -53,7 +53,7 @@ type Experiment struct {
 	Rows []Row
 
 	Limit time.Duration // of Run
-	Run   func(*Runner, context.Context) ([]Measurement, error)
+	Run   func(context.Context, *Runner) ([]Measurement, error)
 
 	onNode bool // shares the bed with 110 pods
 }
@@ -171,7 +171,7 @@ func (r *Runner) closeNode(ctx context.Context) error {
 func (r *Runner) one(ctx context.Context, e Experiment) ([]Measurement, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, e.Limit, fmt.Errorf("it took longer than %s", e.Limit))
 	defer cancel()
-	m, err := e.Run(r, ctx)
+	m, err := e.Run(ctx, r)
 	if err != nil && ctx.Err() != nil {
 		err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
 	}

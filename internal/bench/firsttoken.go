@@ -28,7 +28,7 @@ import (
 
 func firstToken() Experiment {
 	return Experiment{
-		Name: "first-token", What: "a whole lab: real kubelet, real containers, the local cloud", Limit: 4 * time.Minute, Run: (*Runner).firstToken,
+		Name: "first-token", What: "a whole lab: real kubelet, real containers, the local cloud", Limit: 4 * time.Minute, Run: measureFirstToken,
 		Rows: []Row{
 			{"first-token", "container started to first token, real kubelet, slowest pod", "10-60 s published (section 7)", "1 s"},
 			{"pod-to-token", "pod created to first token, real kubelet, slowest pod", "10-60 s published (section 7)", "-"},
@@ -64,7 +64,7 @@ func (r *Runner) Estate(ctx context.Context) (e *estate.Estate, end func(context
 	}, nil
 }
 
-func (r *Runner) firstToken(ctx context.Context) (_ []Measurement, err error) {
+func measureFirstToken(ctx context.Context, r *Runner) (_ []Measurement, err error) {
 	e, end, err := r.Estate(ctx)
 	if err != nil {
 		return nil, err

@@ -21,12 +21,12 @@ import (
 
 func scale() Experiment {
 	return Experiment{
-		Name: "scale", What: "many pods on many nodes that kwok simulates", Limit: 6 * time.Minute, Run: (*Runner).scale,
+		Name: "scale", What: "many pods on many nodes that kwok simulates", Limit: 6 * time.Minute, Run: measureScale,
 		Rows: []Row{{"scale", "10,000 pods on 500 simulated nodes, all running and assigned", "-", "converges"}},
 	}
 }
 
-func (r *Runner) scale(ctx context.Context) (m []Measurement, err error) {
+func measureScale(ctx context.Context, r *Runner) (m []Measurement, err error) {
 	pods, nodes, limit := 10000, 500, 4*time.Minute
 	if r.Quick {
 		pods, nodes, limit = 1000, 50, time.Minute

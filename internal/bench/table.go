@@ -47,7 +47,7 @@ func WriteList(w io.Writer, experiments []Experiment) error {
 	for _, e := range experiments {
 		fmt.Fprintf(t, "%s\t%s\t\t\n", e.Name, e.What)
 		for _, r := range e.Rows {
-			fmt.Fprintf(t, "  %s\t%s\tv1: %s\treach: %s\n", r.Name, r.What, r.V1, r.Reach)
+			fmt.Fprintf(t, "  %s\t%s\twas: %s\treach: %s\n", r.Name, r.What, r.V1, r.Reach)
 		}
 	}
 	return t.Flush()

@@ -34,7 +34,7 @@ const (
 
 func cachedToken() Experiment {
 	return Experiment{
-		Name: "cached-token", What: "a token that is known already, for 110 pods on the node", Limit: 3 * time.Minute, onNode: true, Run: (*Runner).cachedToken,
+		Name: "cached-token", What: "a token that is known already, for 110 pods on the node", Limit: 3 * time.Minute, onNode: true, Run: measureCachedToken,
 		Rows: []Row{
 			{"cached-cpu", "cached token, 110 pods on the node, CPU per request", "572 µs", "40 µs"},
 			{"cached-throughput", "the same, throughput beside a bare net/http server", "-", "0.7"},
@@ -44,7 +44,7 @@ func cachedToken() Experiment {
 	}
 }
 
-func (r *Runner) cachedToken(ctx context.Context) ([]Measurement, error) {
+func measureCachedToken(ctx context.Context, r *Runner) ([]Measurement, error) {
 	b, err := r.node(ctx)
 	if err != nil {
 		return nil, err
@@ -70,7 +70,7 @@ func (r *Runner) cachedToken(ctx context.Context) ([]Measurement, error) {
 
 func servicePrincipal() Experiment {
 	return Experiment{
-		Name: "service-principal", What: "service principals, Entra at 100 ms", Limit: 3 * time.Minute, onNode: true, Run: (*Runner).servicePrincipal,
+		Name: "service-principal", What: "service principals, Entra at 100 ms", Limit: 3 * time.Minute, onNode: true, Run: measureServicePrincipal,
 		Rows: []Row{{"service-principal", "service principal token, 32 callers, p50", "6.2 s", "5 ms"}},
 	}
 }
@@ -78,7 +78,7 @@ func servicePrincipal() Experiment {
 // firstPrincipal is the number of the first service principal.
 const firstPrincipal = 20001
 
-func (r *Runner) servicePrincipal(ctx context.Context) ([]Measurement, error) {
+func measureServicePrincipal(ctx context.Context, r *Runner) ([]Measurement, error) {
 	b, err := r.node(ctx)
 	if err != nil {
 		return nil, err
@@ -138,7 +138,7 @@ func (r *Runner) servicePrincipal(ctx context.Context) ([]Measurement, error) {
 
 func upstreamDead() Experiment {
 	return Experiment{
-		Name: "upstream-dead", What: "the metadata service refuses, vanishes, hangs", Limit: 3 * time.Minute, onNode: true, Run: (*Runner).upstreamDead,
+		Name: "upstream-dead", What: "the metadata service refuses, vanishes, hangs", Limit: 3 * time.Minute, onNode: true, Run: measureUpstreamDead,
 		Rows: []Row{
 			{"dead-unknown", "upstream dead, a token that is not known: slowest answer", "112 s", "1 s, retryable"},
 			{"dead-cached", "upstream dead, a token that is known: slowest answer", "112 s", "1 s, the token"},
@@ -153,7 +153,7 @@ var retryable = []int{
 	http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout,
 }
 
-func (r *Runner) upstreamDead(ctx context.Context) (_ []Measurement, err error) {
+func measureUpstreamDead(ctx context.Context, r *Runner) (_ []Measurement, err error) {
 	b, err := r.node(ctx)
 	if err != nil {
 		return nil, err
@@ -230,7 +230,7 @@ func (b *node) revive(ctx context.Context, resource string) error {
 
 func manyIdentities() Experiment {
 	return Experiment{
-		Name: "many-identities", What: "5,000 identities and bindings in the cluster", Limit: 5 * time.Minute, onNode: true, Run: (*Runner).manyIdentities,
+		Name: "many-identities", What: "5,000 identities and bindings in the cluster", Limit: 5 * time.Minute, onNode: true, Run: measureManyIdentities,
 		Rows: []Row{
 			{"many-identities", "5,000 identities in the cluster vs 110, CPU per request", "-", "1.1 times"},
 			{"many-identities-managed", "the same in managed mode", "36 times", "1.1 times"},
@@ -241,7 +241,7 @@ func manyIdentities() Experiment {
 
 var managedMode = []string{"--operation-mode=managed", "--forceNamespaced"}
 
-func (r *Runner) manyIdentities(ctx context.Context) ([]Measurement, error) {
+func measureManyIdentities(ctx context.Context, r *Runner) ([]Measurement, error) {
 	b, err := r.node(ctx)
 	if err != nil {
 		return nil, err

@@ -77,7 +77,7 @@ const (
 // A Config is where the programs are and how much is to be done. All but Quick
 // must be set.
 type Config struct {
-	Bin   string   // directory of kube, nmi, mic, lanyard, kwok and the rest
+	Bin   string   // directory of kube, nmi, mic, webhook, proxy, kwok and the rest
 	Self  []string // command line of this program that calls standin.Main
 	Quick bool     // shorter runs and smaller clusters
 	Step  func(format string, args ...any)

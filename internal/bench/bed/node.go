@@ -129,6 +129,7 @@ func (b *Node) Assign(ctx context.Context, n int) error {
 	return errors.Join(t.Wait(ctx, time.Minute, n, n), mic.Stop(ctx))
 }
 
+// StartMetadata starts the stand-in for the metadata service.
 func (b *Node) StartMetadata(ctx context.Context) (err error) {
 	b.Metadata, err = b.standIn(ctx, b.NS, "metadata", standin.Config{Listen: Metadata.String()})
 	return err

@@ -33,7 +33,7 @@ const (
 
 // federation annotates many service accounts at once, as many as some
 // identities can have, and waits until Entra accepts the tokens of all.
-func federation(r *bench.Runner, ctx context.Context) (m []bench.Measurement, err error) {
+func federation(ctx context.Context, r *bench.Runner) (m []bench.Measurement, err error) {
 	e, end, err := r.Estate(ctx)
 	if err != nil {
 		return nil, err

@@ -28,7 +28,7 @@ import (
 const many = 32
 
 // proxy measures the sidecar in a pod, with its init applied.
-func proxy(r *bench.Runner, ctx context.Context) (m []bench.Measurement, err error) {
+func proxy(ctx context.Context, r *bench.Runner) (m []bench.Measurement, err error) {
 	rounds, span := 5, 2*time.Second
 	if r.Quick {
 		rounds, span = 3, time.Second

@@ -24,7 +24,7 @@ const (
 
 // webhookStart starts a webhook whose API server is away at first, and then
 // slow with its version.
-func webhookStart(r *bench.Runner, ctx context.Context) (m []bench.Measurement, err error) {
+func webhookStart(ctx context.Context, r *bench.Runner) (m []bench.Measurement, err error) {
 	h, err := newHook(ctx, r.Config)
 	if err != nil {
 		return nil, err
@@ -51,8 +51,12 @@ func webhookStart(r *bench.Runner, ctx context.Context) (m []bench.Measurement, 
 		return nil, err
 	}
 	if err := w.Ready(ctx, 5*time.Second, func() error {
-		if err := h.ready(ctx); err == nil || refused(err) {
-			return fmt.Errorf("without an API server, /readyz: %v", err)
+		err := h.ready(ctx)
+		if err == nil {
+			return bed.Fatal{Err: errors.New("it says that it is ready without an API server")}
+		}
+		if refused(err) {
+			return err
 		}
 		return nil
 	}); err != nil {

@@ -178,7 +178,7 @@ func (h *hook) accounts(ctx context.Context, n int) error {
 	})
 }
 
-func webhook(r *bench.Runner, ctx context.Context) (m []bench.Measurement, err error) {
+func webhook(ctx context.Context, r *bench.Runner) (m []bench.Measurement, err error) {
 	n, rounds, span := 50000, 5, 4*time.Second
 	if r.Quick {
 		n, rounds, span = 5000, 1, 2*time.Second
