@@ -2,7 +2,7 @@
 // to a proxy in the same pod, with netfilter rules in the pod's network.
 //
 //	program ── tcp 169.254.169.254:80 ──> output: redirect ──> 127.0.0.1:8000, or ::1, the proxy
-//	proxy's user ── tcp 169.254.169.254:80 ──> output: accept ──> the node's metadata service
+//	proxy's user ── tcp 169.254.169.254:80 ──> output: as it is ──> the node's metadata service
 //
 // Package redirect, its parent, does the same for all pods of a node, from
 // outside. Here an init container writes the rules before anything else runs,
@@ -29,7 +29,8 @@ const chainOutput = "output"
 
 // beforeOthers comes before the address translation of iptables (-100), such as
 // that of a service mesh in the same pod: whoever translates a connection first
-// has it.
+// has it. This goes for the proxy's own connections too: those that a mesh has it
+// sends on as its own user, who is led to the proxy again.
 const beforeOthers = -110
 
 // Rules say what is led where.
@@ -179,7 +180,7 @@ func (r Rules) ways() []way {
 		for _, m := range r.Metadata {
 			if m.Addr().Is4() == (family == nftables.TableFamilyIPv4) {
 				w.rules = append(w.rules,
-					append(tcpTo(m), by(r.UID)...),
+					append(tcpTo(m), keep(r.UID, m.Addr(), family)...),
 					append(tcpTo(m), redirect(r.Port)...))
 			}
 		}
@@ -208,13 +209,15 @@ func tcpTo(to netip.AddrPort) []expr.Any {
 	}
 }
 
-// by accepts what a user's sockets send.
-func by(uid uint32) []expr.Any {
+// keep translates what a user's sockets send to where it goes anyway, which
+// ends the translation: an accept would only end this chain.
+func keep(uid uint32, to netip.Addr, family nftables.TableFamily) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeySKUID, Register: unix.NFT_REG_1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: binaryutil.NativeEndian.PutUint32(uid)},
 		&expr.Counter{},
-		&expr.Verdict{Kind: expr.VerdictAccept},
+		&expr.Immediate{Register: unix.NFT_REG_1, Data: to.AsSlice()},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(family), RegAddrMin: unix.NFT_REG_1, RegAddrMax: unix.NFT_REG_1},
 	}
 }
 

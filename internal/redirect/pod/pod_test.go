@@ -258,6 +258,13 @@ func TestItComesBeforeAServiceMesh(t *testing.T) {
 				}
 				p.expect(t, 0, metadata, "the proxy")
 				p.expect(t, 0, netip.MustParseAddrPort("10.9.0.1:80"), "the mesh")
+				// What the mesh gets of the proxy's own it sends on as another
+				// user, who is led back to the proxy.
+				r := usual()
+				r.UID = 0
+				p.install(t, r)
+				p.expect(t, 0, metadata, "the metadata service")
+				p.expect(t, 0, netip.MustParseAddrPort("10.9.0.1:80"), "the mesh")
 			})
 		}
 	}
@@ -297,7 +304,7 @@ func TestRulesThatSomebodyElseChangedAreNoticed(t *testing.T) {
 		},
 		"another user is spared": func(c *nftables.Conn, t *nftables.Table, ch *nftables.Chain) {
 			c.FlushChain(ch)
-			c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: append(tcpTo(metadata), by(0)...)})
+			c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: append(tcpTo(metadata), keep(0, metadata.Addr(), nftables.TableFamilyIPv4)...)})
 			c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: append(tcpTo(metadata), redirect(port)...)})
 		},
 	} {
