@@ -106,3 +106,16 @@ func TestIsTokenPath(t *testing.T) {
 		}
 	}
 }
+
+func TestHostsThatAPageCouldHaveAreRefused(t *testing.T) {
+	for _, host := range []string{"", "169.254.169.254", "169.254.169.254:80", "127.0.0.1:8000", "[::1]", "[::1]:8000", "[fd00:ec2::254]", "localhost", "localhost:8000", "LOCALHOST.", "metadata", "metadata.azure.internal"} {
+		if err := imds.CheckHost(host); err != nil {
+			t.Errorf("%q: %v", host, err)
+		}
+	}
+	for _, host := range []string{"page.example", "page.example:80", "page.example.", "169.254.169.254.page.example", "1.2.3", "internal.example", "x\x00.example", "[::1].example"} {
+		if err := imds.CheckHost(host); err == nil {
+			t.Errorf("%q is accepted", host)
+		}
+	}
+}

@@ -2,7 +2,9 @@ package imds
 
 import (
 	"errors"
+	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -66,6 +68,23 @@ func (ru Rules) CheckHeaders(h http.Header) error {
 		return invalid("a request with an X-Forwarded-For header is refused: call the metadata service directly, not through a proxy")
 	}
 	return nil
+}
+
+// CheckHost refuses a request that was meant for a host of the public DNS: a web
+// page that a browser shows (a headless one in a pod, say) may ask its own host,
+// with the Metadata header, and have the name lead here (DNS rebinding). Programs
+// ask by address; names without a dot and those below .internal are nobody's to
+// register. The error is always an *Error.
+func CheckHost(host string) error {
+	name := host
+	if before, _, err := net.SplitHostPort(host); err == nil {
+		name = before
+	}
+	name = strings.ToLower(strings.TrimSuffix(name, "."))
+	if _, err := netip.ParseAddr(name); err == nil || !strings.Contains(name, ".") || strings.HasSuffix(name, ".internal") {
+		return nil
+	}
+	return invalid("the Host header is " + printable(name) + ": ask the metadata service by its address")
 }
 
 func invalid(description string) *Error {

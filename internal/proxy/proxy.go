@@ -108,6 +108,10 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) error {
 	if kind == imds.Refused || r.Method == http.MethodConnect {
 		return &imds.Error{Status: http.StatusBadRequest, Code: imds.CodeInvalidRequest, Description: "Invalid request"}
 	}
+	// The forwarder replaces the header: the metadata service cannot look at it.
+	if err := imds.CheckHost(r.Host); err != nil {
+		return err
+	}
 	defer s.inflight.Add(-1)
 	if s.inflight.Add(1) > maxInflight {
 		return &imds.Error{Status: http.StatusTooManyRequests, Code: "too_many_requests", Description: "this pod asks its proxy too much at a time: at most " + strconv.Itoa(maxInflight) + " requests", RetryAfter: time.Second}

@@ -134,6 +134,8 @@ func TestTheContractOfTheMetadataService(t *testing.T) {
 		"without a resource":              {"GET /metadata/identity/oauth2/token HTTP/1.1\r\nHost: h\r\nMetadata: true\r\n", 400, "'resource' is missing"},
 		"with POST":                       {"POST " + path + " HTTP/1.1\r\nHost: h\r\nMetadata: true\r\nContent-Length: 0\r\n", 405, "only GET"},
 		"with two names for one identity": {"GET " + path + "&client_id=a&object_id=b HTTP/1.1\r\nHost: h\r\nMetadata: true\r\n", 400, "only one of"},
+		"for a page's own host":           {"GET " + path + " HTTP/1.1\r\nHost: page.example\r\nMetadata: true\r\n", 400, "the Host header is 'page.example': ask the metadata service by its address"},
+		"another path, for such a host":   {"GET /metadata/instance HTTP/1.1\r\nHost: 169.254.169.254.example:80\r\nMetadata: true\r\n", 400, "the Host header is"},
 		"as a tunnel":                     {"CONNECT 169.254.169.254:80 HTTP/1.1\r\nHost: h\r\n", 400, "Invalid request"},
 	} {
 		t.Run(name, func(t *testing.T) {
