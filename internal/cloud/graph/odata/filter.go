@@ -44,8 +44,14 @@ const noProperty = "no property"
 // A predicate decides about one object.
 type predicate func(Object) (bool, error)
 
+// maxDepth bounds what one request can take of the stack, whose end would be the whole cloud's.
+const maxDepth = 100
+
 // A parser reads tokens from the left.
-type parser struct{ tokens []string }
+type parser struct {
+	tokens []string
+	depth  int // of parentheses, not and any
+}
 
 // tokenize splits at spaces and at ( ) , : and keeps quoted text, with its quotes, together.
 func tokenize(s string) []string {
@@ -135,6 +141,10 @@ func (p *parser) join(word string, part func(*parser) (predicate, error), combin
 }
 
 func (p *parser) term() (predicate, error) {
+	if p.depth++; p.depth > maxDepth {
+		return nil, fmt.Errorf("it is nested more than %d deep", maxDepth)
+	}
+	defer func() { p.depth-- }()
 	switch {
 	case p.accept("not"):
 		inner, err := p.term()

@@ -1,6 +1,7 @@
 package odata
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -29,5 +30,21 @@ func TestAFilterThatIsNotUnderstoodShowsNothing(t *testing.T) {
 	got, err := Filter(all, "displayName eq 'B'")
 	if diff := cmp.Diff(all[1:], got); diff != "" || err != nil {
 		t.Errorf("%v\n%s", err, diff)
+	}
+}
+
+func TestAFilterIsNotNestedWithoutEnd(t *testing.T) {
+	all := []Object{{"displayName": "a"}}
+	for open, shut := range map[string]string{"(": ")", "not ": "", "displayName/any(s:": ")"} {
+		nested := func(n int) string { return strings.Repeat(open, n) + "displayName eq 'a'" + strings.Repeat(shut, n) }
+		if _, err := Filter(all, nested(200000)); err == nil || !strings.Contains(err.Error(), "nested") {
+			t.Errorf("%q: %v", open, err)
+		}
+		if got, err := Filter(all, nested(50)); err != nil && !strings.Contains(open, "any") {
+			t.Errorf("%q: %v, %v", open, got, err)
+		}
+	}
+	if got, err := Filter(all, strings.Repeat("(displayName eq 'a') and ", 500)+"displayName eq 'a'"); err != nil || len(got) != 1 {
+		t.Errorf("one beside the other: %v, %v", got, err)
 	}
 }
