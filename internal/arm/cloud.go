@@ -2,6 +2,7 @@
 // programs that speak with Resource Manager, Graph or storage share it:
 //
 //	CloudByName, ReadCloud   where: endpoints of a public, sovereign or custom cloud
+//	DefaultSubscription      where in it: what az works in
 //	Login.Credential         as whom: az's session, a secret, a certificate, an identity
 //	Cloud.Options            what every SDK client is made with
 //	Error                    what Azure answered, in one shape for Resource Manager and Graph

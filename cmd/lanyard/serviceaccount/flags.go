@@ -167,7 +167,7 @@ func (f *flags) subscription() (string, error) {
 		}
 		dir = filepath.Join(home, ".azure")
 	}
-	return serviceaccount.DefaultSubscription(dir, c)
+	return arm.DefaultSubscription(dir, c)
 }
 
 // retries are those of requests to Azure: somebody waits, but a moment's

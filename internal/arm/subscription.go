@@ -1,4 +1,4 @@
-package serviceaccount
+package arm
 
 import (
 	"bytes"
@@ -9,13 +9,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-
-	"github.com/lanyard-id/lanyard/internal/arm"
 )
 
 // DefaultSubscription reads az's current subscription in a cloud from its
 // configuration, dir (~/.azure, or what AZURE_CONFIG_DIR names).
-func DefaultSubscription(dir string, c arm.Cloud) (string, error) {
+func DefaultSubscription(dir string, c Cloud) (string, error) {
 	name := strings.Replace(c.Name, "AzurePublicCloud", "AzureCloud", 1)
 	name = strings.Replace(name, "AzureUSGovernmentCloud", "AzureUSGovernment", 1) // az's names
 	found, err := fromClouds(filepath.Join(dir, "clouds.config"), name)

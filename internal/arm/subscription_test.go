@@ -1,4 +1,4 @@
-package serviceaccount_test
+package arm_test
 
 import (
 	"os"
@@ -7,7 +7,6 @@ import (
 	"testing"
 
 	"github.com/lanyard-id/lanyard/internal/arm"
-	"github.com/lanyard-id/lanyard/internal/serviceaccount"
 )
 
 func TestTheSubscriptionIsTheOneThatAzWorksIn(t *testing.T) {
@@ -38,7 +37,7 @@ func TestTheSubscriptionIsTheOneThatAzWorksIn(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got, err := serviceaccount.DefaultSubscription(dir, cloud)
+			got, err := arm.DefaultSubscription(dir, cloud)
 			if got != c.want || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
 				t.Errorf("got %q, %v", got, err)
 			}
