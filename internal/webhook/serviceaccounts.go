@@ -44,6 +44,7 @@ const (
 	shortWatch    = time.Second // one that ends sooner is as good as refused
 	firstPatience = 250 * time.Millisecond
 	lastPatience  = 5 * time.Second // readiness waits for it
+	readPatience  = 3 * time.Second // of one review: less than the shortest timeout that people set
 )
 
 // Run keeps the cache until the context ends. While the API server does not
@@ -191,7 +192,7 @@ func (c *AccountCache) ServiceAccount(ctx context.Context, namespace, name strin
 	if len(validation.IsDNS1123Label(namespace)) > 0 || len(validation.IsDNS1123Subdomain(name)) > 0 {
 		return mutation.ServiceAccount{}, fmt.Errorf("%w: %q in %q cannot be a name", ErrNotFound, name, namespace)
 	}
-	account, err := c.accounts().Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
+	account, err := c.read(ctx, namespace, name)
 	if apierrors.IsNotFound(err) {
 		return mutation.ServiceAccount{}, fmt.Errorf("%w: %s/%s", ErrNotFound, namespace, name)
 	}
@@ -199,6 +200,26 @@ func (c *AccountCache) ServiceAccount(ctx context.Context, namespace, name strin
 		return mutation.ServiceAccount{}, fmt.Errorf("getting service account %s/%s: %w", namespace, name, err)
 	}
 	return pack(account).unpack(), nil
+}
+
+// read asks again for a moment while nobody answers. An API server asks us: so
+// there is one, although its Service may still, or already, lead elsewhere, as
+// it does for a second after a restart.
+func (c *AccountCache) read(ctx context.Context, namespace, name string) (*metav1.PartialObjectMetadata, error) {
+	ctx, cancel := context.WithTimeout(ctx, readPatience)
+	defer cancel()
+	for {
+		account, err := c.accounts().Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
+		var answer apierrors.APIStatus
+		if err == nil || errors.As(err, &answer) {
+			return account, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(firstPatience):
+		}
+	}
 }
 
 // Known returns what is in memory about an account: nothing if it has no

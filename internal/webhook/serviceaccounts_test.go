@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -183,5 +184,49 @@ func TestNamesThatLeadElsewhereAreNotAskedFor(t *testing.T) {
 	}
 	if len(asked) > 0 {
 		t.Errorf("the API server was asked for %q", asked)
+	}
+}
+
+// The API server that asks for a review is there, although the connection to it
+// may be refused at that moment.
+func TestAnAccountIsAskedForAgainWhileNobodyAnswers(t *testing.T) {
+	var mu sync.Mutex
+	asked := map[string]int{}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		asked[r.URL.Path]++
+		n := asked[r.URL.Path]
+		mu.Unlock()
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/forbidden"):
+			w.WriteHeader(http.StatusForbidden)
+		case n < 3 || strings.HasSuffix(r.URL.Path, "/away"):
+			panic(http.ErrAbortHandler) // the connection ends
+		default:
+			w.Header().Set("Content-Type", "application/json")
+			fmt.Fprint(w, `{"apiVersion":"meta.k8s.io/v1","kind":"PartialObjectMetadata","metadata":{"namespace":"a","name":"late","annotations":{"azure.workload.identity/client-id":"x"}}}`)
+		}
+	}))
+	defer server.Close()
+	client, err := metadata.NewForConfig(&rest.Config{Host: server.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &AccountCache{Client: client}
+	if sa, err := c.ServiceAccount(t.Context(), "a", "late"); err != nil || sa.Annotations["azure.workload.identity/client-id"] != "x" {
+		t.Errorf("it answered in the end: %+v, %v", sa, err)
+	}
+	if _, err := c.ServiceAccount(t.Context(), "a", "forbidden"); err == nil || errors.Is(err, ErrNotFound) {
+		t.Errorf("a refusal: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if _, err := c.ServiceAccount(ctx, "a", "away"); err == nil || ctx.Err() == nil {
+		t.Errorf("the review's own deadline counts: %v", err)
+	}
+	for name, most := range map[string]int{"late": 4, "forbidden": 1} {
+		if n := asked["/api/v1/namespaces/a/serviceaccounts/"+name]; n == 0 || n > most {
+			t.Errorf("%s was asked for %d times", name, n)
+		}
 	}
 }
