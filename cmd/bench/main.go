@@ -38,7 +38,7 @@ const quiet = 0.05
 const usage = `bench measures what the documents promise about speed.
 
   bench                      the whole table, about 12 minutes on 2 cores
-  bench --quick              shorter and smaller, about 4 minutes
+  bench --quick              shorter and smaller, about 5 minutes
   bench cached-token memory  some experiments or rows by name; bench --list
                              shows them
   bench -o json > now.json   for programs

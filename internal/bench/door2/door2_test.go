@@ -20,6 +20,7 @@ import (
 
 	lanyard "github.com/lanyard-id/lanyard/api/lanyard/v1alpha1"
 	"github.com/lanyard-id/lanyard/api/workloadidentity"
+	"github.com/lanyard-id/lanyard/internal/bench"
 	"github.com/lanyard-id/lanyard/internal/bench/load"
 	"github.com/lanyard-id/lanyard/internal/bench/standin"
 )
@@ -150,5 +151,15 @@ lanyard_federation_azure_request_duration_seconds_count{operation="put"} 102
 `
 	if diff := cmp.Diff(map[string]float64{"put ok": 100, "put throttled": 2}, countRequests(text)); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestFewerAccountsAreNotComparedWithV16(t *testing.T) {
+	m := []bench.Measurement{{Now: "2 ms", Ratio: "700 times"}, {Now: "not measured", Error: "no control group"}}
+	if got := qualify(m, manyAccounts); got[0].Ratio != "700 times" {
+		t.Errorf("all of them: %+v", got[0])
+	}
+	if got := qualify(m, 5000); got[0].Now != "2 ms at 5000" || got[0].Ratio != "" || got[1].Now != "not measured" {
+		t.Errorf("a tenth of them: %+v", got)
 	}
 }
