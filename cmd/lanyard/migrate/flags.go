@@ -189,7 +189,7 @@ func (f *flags) plan(cmd *cobra.Command) (*move.Mover, migrate.Plan, error) {
 		}
 	}
 	if cmd.Name() == "apply" {
-		if err := m.Resume(ctx, f.options.Namespace); err != nil {
+		if err := m.Resume(ctx, f.options); err != nil {
 			return nil, migrate.Plan{}, err
 		}
 	}

@@ -255,7 +255,9 @@ func rollbackCommand(example func(string) string) *cobra.Command {
 		Long: `Makes every migrated object what it was, waits until the pods are, and removes the
 service accounts and federated credentials that were made for them alone. If
 somebody else has changed an object meanwhile, nothing is touched and the change is
-shown: --keep-edits undoes the migration only, --force makes the object what it was.`,
+shown: --keep-edits undoes the migration only, --force makes the object what it was.
+What pods still need, such as those of a CronJob's run, stays until they have ended:
+it then ends with 1, and is to be run again.`,
 		Example: example(`  lanyard migrate rollback -n shop
   lanyard migrate rollback -n shop --workload deployment/api --keep-edits`),
 		Args: cli.NoArgs,
@@ -273,13 +275,14 @@ shown: --keep-edits undoes the migration only, --force makes the object what it 
 			if err != nil {
 				return err
 			}
-			b.Namespace, b.Workloads = f.options.Namespace, f.options.Workloads
+			b.Namespace, b.Workloads, b.Issuer = f.options.Namespace, f.options.Workloads, f.options.Issuer
 			return m.Rollback(cmd.Context(), b)
 		},
 	}
 	f.scope(cmd)
 	f.azure(cmd)
 	f.waiting(cmd)
+	cmd.Flags().StringVar(&f.options.Issuer, "issuer", "", "`URL` of the issuer that the cluster had when it was migrated (default: what the API server says)")
 	cmd.Flags().BoolVar(&force, "force", false, "overwrite what others have changed meanwhile")
 	cmd.Flags().BoolVar(&keep, "keep-edits", false, "keep what others have changed meanwhile")
 	return cmd

@@ -15,6 +15,7 @@ import (
 
 	"github.com/lanyard-id/lanyard/internal/federated"
 	"github.com/lanyard-id/lanyard/internal/migrate"
+	"github.com/lanyard-id/lanyard/internal/migrate/move/record"
 )
 
 // Apply carries out a plan and stops at the first failure. Both systems serve the
@@ -54,7 +55,7 @@ func changeOf(p migrate.Plan, r migrate.Ref) *migrate.Change {
 func (m *Mover) prepare(ctx context.Context, p migrate.Plan, a migrate.Account) error {
 	ref := migrate.Ref{Kind: migrate.KindServiceAccount, Namespace: a.Namespace, Name: a.Name}
 	change := changeOf(p, ref)
-	r := &Record{Object: ref, Namespace: a.Namespace, Action: "update"}
+	r := &record.Record{Object: ref, Namespace: a.Namespace, Action: "update"}
 	byController := p.Federation == migrate.FederationController
 	var claims []*migrate.Change
 	for _, c := range p.Credentials {
@@ -79,7 +80,7 @@ func (m *Mover) prepare(ctx context.Context, p migrate.Plan, a migrate.Account) 
 	}
 	if r.After != nil {
 		m.step("service account %s/%s: %s", a.Namespace, a.Name, r.Action)
-		if err := m.keep(ctx, r); err != nil {
+		if err := m.records().Keep(ctx, r); err != nil {
 			return err
 		}
 	}
@@ -130,9 +131,9 @@ func explained(err error) error {
 
 // claim makes a FederatedIdentity.
 func (m *Mover) claim(ctx context.Context, a migrate.Account, f *migrate.Change) error {
-	r := &Record{Object: f.Object, Namespace: a.Namespace, Action: f.Action, After: f.After, ServiceAccount: a.Name}
+	r := &record.Record{Object: f.Object, Namespace: a.Namespace, Action: f.Action, After: f.After, ServiceAccount: a.Name}
 	m.step("  %s", f.Object)
-	if err := m.keep(ctx, r); err != nil {
+	if err := m.records().Keep(ctx, r); err != nil {
 		return err
 	}
 	_, err := m.create(ctx, f.After)
@@ -153,7 +154,7 @@ func (m *Mover) bind(ctx context.Context, a migrate.Account, role migrate.Ref) e
 		return nil
 	}
 	m.step("  %s", role)
-	if err := m.keep(ctx, &Record{Object: role, Namespace: a.Namespace, Action: "update", Subject: a.Name}); err != nil {
+	if err := m.records().Keep(ctx, &record.Record{Object: role, Namespace: a.Namespace, Action: "update", Subject: a.Name}); err != nil {
 		return err
 	}
 	next := o.DeepCopy()
@@ -178,11 +179,11 @@ func (m *Mover) moveOne(ctx context.Context, p migrate.Plan, w migrate.Move) err
 	if err := m.rehearse(ctx, p, w, change.After); err != nil {
 		return err
 	}
-	r := &Record{
+	r := &record.Record{
 		Object: w.Workload, Namespace: w.Workload.Namespace, Action: change.Action, Before: change.Before, After: migrate.Canonical(change.After),
-		ServiceAccount: w.ServiceAccount, Identities: w.Identities, Proxy: w.Proxy, Audience: p.Audience, Finished: p.Finish,
+		Remaking: change.Action == migrate.ActionRecreate, ServiceAccount: w.ServiceAccount, Identities: w.Identities, Proxy: w.Proxy, Audience: p.Audience, Finished: p.Finish,
 	}
-	if err := m.keep(ctx, r); err != nil {
+	if err := m.records().Keep(ctx, r); err != nil {
 		return err
 	}
 	m.step("%s: %s", w.Workload, w.Action)
@@ -196,9 +197,9 @@ func (m *Mover) moveOne(ctx context.Context, p migrate.Plan, w migrate.Move) err
 	if err != nil {
 		return err
 	}
-	if !same(got, r.After) { // the API server or its admission has its own mind
-		r.After = migrate.Canonical(got)
-		if err := m.write(ctx, r, true); err != nil {
+	if r.Remaking || !record.Same(got, r.After) { // the API server or its admission has its own mind
+		r.After, r.Remaking = migrate.Canonical(got), false
+		if err := m.records().Write(ctx, r); err != nil {
 			return err
 		}
 	}
@@ -229,25 +230,40 @@ func (m *Mover) recreate(ctx context.Context, o *unstructured.Unstructured) (*un
 }
 
 // Resume makes again the Jobs that an interrupted run has deleted and not made. A
-// plan that is made afterwards knows them.
-func (m *Mover) Resume(ctx context.Context, namespace string) error {
-	records, err := m.Records(ctx, namespace)
+// plan that is made afterwards knows them. One that has ended and is gone is not
+// made again: its work is done.
+func (m *Mover) Resume(ctx context.Context, o migrate.Options) error {
+	records, err := m.Records(ctx, o.Namespace)
 	if err != nil {
 		return err
 	}
 	for _, r := range records {
-		if r.Action != migrate.ActionRecreate || r.After == nil {
+		if !r.Remaking {
 			continue
 		}
 		now, err := m.get(ctx, r.Object)
 		if err != nil {
 			return err
 		}
+		if now != nil && now.GetDeletionTimestamp() != nil {
+			if err := m.gone(ctx, r.Object, now.GetUID()); err != nil {
+				return fmt.Errorf("%s: %w", r.Object, err)
+			}
+			now = nil
+		}
 		if now == nil {
+			if !o.RecreateJobs || r.After == nil {
+				return fmt.Errorf("%s: an earlier run was interrupted between deleting it and making it again: --recreate-jobs makes it again, rollback makes it what it was", r.Object)
+			}
 			m.step("%s: an earlier run was interrupted between deleting it and making it again", r.Object)
-			if _, err := m.create(ctx, r.After); err != nil {
+			if now, err = m.create(ctx, r.After); err != nil {
 				return err
 			}
+			r.After = migrate.Canonical(now)
+		}
+		r.Remaking = false
+		if err := m.records().Write(ctx, r); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -29,6 +29,7 @@ import (
 	"github.com/lanyard-id/lanyard/internal/entra"
 	"github.com/lanyard-id/lanyard/internal/federated"
 	"github.com/lanyard-id/lanyard/internal/migrate"
+	"github.com/lanyard-id/lanyard/internal/migrate/move/record"
 	"github.com/lanyard-id/lanyard/internal/token"
 )
 
@@ -125,6 +126,13 @@ func (m *Mover) get(ctx context.Context, r migrate.Ref) (*unstructured.Unstructu
 	return o, nil
 }
 
+func (m *Mover) records() record.Store { return record.Store{Kube: m.Kube, Manager: fieldManager} }
+
+// Records returns the records of a namespace, or of all if it is empty.
+func (m *Mover) Records(ctx context.Context, namespace string) ([]*record.Record, error) {
+	return m.records().List(ctx, namespace)
+}
+
 // ErrEdited is wrapped by errors that say that somebody else has changed an
 // object meanwhile.
 var ErrEdited = errors.New("somebody else has changed it")
@@ -146,7 +154,7 @@ func (m *Mover) update(ctx context.Context, basis, next *unstructured.Unstructur
 		if err != nil {
 			return nil, err
 		}
-		if !same(now, basis) {
+		if !record.Same(now, basis) {
 			return nil, fmt.Errorf("changing %s: %w at this moment: run the same again", ref, ErrEdited)
 		}
 		basis = now

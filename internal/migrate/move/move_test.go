@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -133,6 +134,10 @@ type bed struct {
 	kube      kubernetes.Interface
 }
 
+func pemOf(s *httptest.Server) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})
+}
+
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
@@ -240,7 +245,7 @@ func (b *bed) snapshot(t *testing.T) map[string]string {
 		list, err := b.list(t.Context(), gvr, b.namespace, kind)
 		must(t, err)
 		for _, o := range list {
-			all[kind+"/"+o.GetName()] = string(canonical(o))
+			all[kind+"/"+o.GetName()] = string(text(t, o))
 		}
 	}
 	secrets, err := b.kube.CoreV1().Secrets(b.namespace).List(t.Context(), metav1.ListOptions{})
@@ -256,9 +261,16 @@ func (b *bed) snapshot(t *testing.T) map[string]string {
 	return all
 }
 
+func text(t *testing.T, o *unstructured.Unstructured) []byte {
+	t.Helper()
+	raw, err := json.Marshal(migrate.Canonical(o).Object)
+	must(t, err)
+	return raw
+}
+
 func (b *bed) back(t *testing.T, e Edits) error {
 	t.Helper()
-	return b.Rollback(t.Context(), Rollback{Namespace: b.namespace, Edits: e})
+	return b.Rollback(t.Context(), Rollback{Namespace: b.namespace, Edits: e, Issuer: "https://issuer.example/"})
 }
 
 func TestAMigrationMayBeInterruptedAnywhere(t *testing.T) {

@@ -3,6 +3,7 @@ package move
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -262,8 +263,16 @@ func (m *Mover) secretWorks(ctx context.Context, id *v1.AzureIdentity) error {
 func (m *Mover) resourceName() string { return cmp.Or(m.Resource, "https://management.azure.com") }
 
 // Issuer returns the issuer of the cluster's service-account tokens, as its
-// discovery document says.
+// discovery document says. One that Entra cannot reach is an error.
 func (m *Mover) Issuer(ctx context.Context) (string, error) {
+	issuer, err := m.issuer(ctx)
+	if err == nil && (!strings.HasPrefix(issuer, "https://") || strings.Contains(issuer, "://kubernetes.default")) {
+		err = fmt.Errorf("the cluster's issuer is %s, which Entra cannot reach: publish it first (lanyard issuer --help)", issuer)
+	}
+	return issuer, err
+}
+
+func (m *Mover) issuer(ctx context.Context) (string, error) {
 	raw, err := m.Kube.Discovery().RESTClient().Get().AbsPath("/.well-known/openid-configuration").DoRaw(ctx)
 	if err != nil {
 		return "", fmt.Errorf("asking the API server for its issuer (--issuer says it instead): %w", err)
@@ -271,11 +280,11 @@ func (m *Mover) Issuer(ctx context.Context) (string, error) {
 	var d struct {
 		Issuer string `json:"issuer"`
 	}
-	if err := unmarshal(raw, &d); err != nil || d.Issuer == "" {
-		return "", fmt.Errorf("the API server's discovery document has no issuer: give --issuer (%w)", err)
+	if err := json.Unmarshal(raw, &d); err != nil {
+		return "", fmt.Errorf("the API server's discovery document cannot be read: give --issuer (%w)", err)
 	}
-	if !strings.HasPrefix(d.Issuer, "https://") || strings.Contains(d.Issuer, "://kubernetes.default") {
-		return d.Issuer, fmt.Errorf("the cluster's issuer is %s, which Entra cannot reach: publish it first (lanyard issuer --help)", d.Issuer)
+	if d.Issuer == "" {
+		return "", errors.New("the API server's discovery document has no issuer: give --issuer")
 	}
 	return d.Issuer, nil
 }

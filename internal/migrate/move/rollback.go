@@ -13,7 +13,9 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
 
+	"github.com/lanyard-id/lanyard/api/workloadidentity"
 	"github.com/lanyard-id/lanyard/internal/migrate"
+	"github.com/lanyard-id/lanyard/internal/migrate/move/record"
 )
 
 // Edits say what a rollback does with what others have changed meanwhile.
@@ -31,6 +33,9 @@ type Rollback struct {
 	Namespace string        // empty means all
 	Workloads []migrate.Ref // empty means all that were migrated
 	Edits     Edits
+	// Issuer of the cluster's tokens when it was migrated; empty means what the
+	// API server says. No credential of another issuer is removed.
+	Issuer string
 }
 
 // Rollback makes workloads what they were, waits until their pods are, and then
@@ -62,7 +67,7 @@ func (m *Mover) Rollback(ctx context.Context, b Rollback) error {
 		if err := m.restore(ctx, r, b.Edits); err != nil {
 			return fmt.Errorf("%s: %w", r.Object, err)
 		}
-		if err := m.forget(ctx, r); err != nil {
+		if err := m.records().Forget(ctx, r); err != nil {
 			return err
 		}
 	}
@@ -70,37 +75,65 @@ func (m *Mover) Rollback(ctx context.Context, b Rollback) error {
 	if records, err = m.Records(ctx, b.Namespace); err != nil {
 		return err
 	}
+	w := withdrawal{Rollback: b, pods: map[string][]*unstructured.Unstructured{}}
 	for _, r := range records {
-		if account := r.account(); account == "" || slices.ContainsFunc(records, func(w *Record) bool {
-			return w.isWorkload() && w.Namespace == r.Namespace && w.ServiceAccount == account
+		if account := r.Account(); account == "" || slices.ContainsFunc(records, func(w *record.Record) bool {
+			return w.IsWorkload() && w.Namespace == r.Namespace && w.ServiceAccount == account
 		}) {
 			continue
 		}
-		if err := m.withdraw(ctx, r, b.Edits); err != nil {
+		if needed, err := m.needed(ctx, r, &w); err != nil {
+			return err
+		} else if needed != "" {
+			all = append(all, fmt.Errorf("%s stays, with its credentials: %s; run the same again when that has ended (--force takes them away at once)", r.Object, needed))
+			continue
+		}
+		if err := m.withdraw(ctx, r, &w); err != nil {
 			return fmt.Errorf("%s: %w", r.Object, err)
 		}
-		if err := m.forget(ctx, r); err != nil {
+		if err := m.records().Forget(ctx, r); err != nil {
 			return err
 		}
 	}
-	return nil
+	return errors.Join(all...)
 }
 
-// account is the service account that a record is for, empty for a workload's.
-func (r *Record) account() string {
-	switch {
-	case r.isWorkload():
-		return ""
-	case r.Subject != "":
-		return r.Subject
-	case r.ServiceAccount != "":
-		return r.ServiceAccount
+// A withdrawal is the part of a rollback after the workloads.
+type withdrawal struct {
+	Rollback
+	pods map[string][]*unstructured.Unstructured // by namespace; those that were there after the workloads had changed
+}
+
+// needed says which pods still get tokens by what migration made: those of a run
+// of a CronJob, of an update strategy OnDelete, or of what others have made since.
+func (m *Mover) needed(ctx context.Context, r *record.Record, w *withdrawal) (string, error) {
+	if w.Edits == OverwriteEdits {
+		return "", nil
 	}
-	return r.Object.Name
+	pods, read := w.pods[r.Namespace]
+	if !read {
+		gvr, _ := migrate.ResourceOf("Pod")
+		var err error
+		if pods, err = m.list(ctx, gvr, r.Namespace, "Pod"); err != nil {
+			return "", err
+		}
+		w.pods[r.Namespace] = pods
+	}
+	made := r.Object.Kind == migrate.KindServiceAccount && r.Before == nil
+	for _, p := range pods {
+		t, ok := migrate.TemplateOf(p)
+		phase, _, _ := unstructured.NestedString(p.Object, "status", "phase")
+		switch {
+		case !ok || t.ServiceAccount() != r.Account() || p.GetDeletionTimestamp() != nil || phase == "Succeeded" || phase == "Failed":
+		case made || strings.EqualFold(t.Labels()[workloadidentity.LabelUse], "true"):
+			return fmt.Sprintf("pod %s runs as service account %s", p.GetName(), r.Account()), nil
+		}
+	}
+	return "", nil
 }
 
 // target returns what a workload is to become: nil if it is that already.
-func (m *Mover) target(ctx context.Context, r *Record, edits Edits) (*unstructured.Unstructured, error) {
+func (m *Mover) target(ctx context.Context, r *record.Record, edits Edits) (*unstructured.Unstructured, error) {
 	now, err := m.get(ctx, r.Object)
 	if err != nil {
 		return nil, err
@@ -109,25 +142,25 @@ func (m *Mover) target(ctx context.Context, r *Record, edits Edits) (*unstructur
 		return nil, fmt.Errorf("the record of %s does not tell what it was", r.Object)
 	}
 	if now == nil {
-		if r.Action == migrate.ActionRecreate || edits == OverwriteEdits {
+		if r.Remaking || edits == OverwriteEdits {
 			return r.Before, nil
 		}
-		if edits == KeepEdits {
-			return nil, nil
+		if r.Action == migrate.ActionRecreate || edits == KeepEdits {
+			return nil, nil // a Job that has ended goes after its time: its work is done
 		}
 		return nil, fmt.Errorf("%s: %w: it is gone; --force makes it again, --keep-edits leaves it away", r.Object, ErrEdited)
 	}
 	now, before := asScaled(now, r.After), r.Before
 	switch {
-	case same(now, before):
+	case record.Same(now, before):
 		return nil, nil
-	case same(now, r.After) || edits == OverwriteEdits:
+	case record.Same(now, r.After) || edits == OverwriteEdits:
 		return before, nil
 	case r.Object.Kind == "Job" && now.GetUID() == before.GetUID():
 		return nil, nil // interrupted before it was deleted; a Job's template never changes
 	case edits == KeepEdits:
-		next, err := undo(now, r)
-		if err != nil || same(next, now) {
+		next, err := r.Undo(now)
+		if err != nil || record.Same(next, now) {
 			return nil, err
 		}
 		return next, nil
@@ -163,7 +196,7 @@ func asScaled(o, like *unstructured.Unstructured) *unstructured.Unstructured {
 }
 
 // restore makes a workload what it was.
-func (m *Mover) restore(ctx context.Context, r *Record, edits Edits) error {
+func (m *Mover) restore(ctx context.Context, r *record.Record, edits Edits) error {
 	target, err := m.target(ctx, r, edits)
 	if err != nil {
 		return err
@@ -174,6 +207,7 @@ func (m *Mover) restore(ctx context.Context, r *Record, edits Edits) error {
 	}
 	if target == nil {
 		if now == nil {
+			m.step("%s: it is gone, and is not made again (--force does)", r.Object)
 			return nil
 		}
 		return m.rolledOut(ctx, r.Object, waitFor(now))
@@ -187,10 +221,14 @@ func (m *Mover) restore(ctx context.Context, r *Record, edits Edits) error {
 			m.step("  it has ended, and is left as it is: going back would do its work again (--force does)")
 			return nil
 		}
+		r.Remaking = true
+		if err := m.records().Write(ctx, r); err != nil {
+			return err
+		}
 		now, err = m.recreate(ctx, target)
 	default:
 		next := target.DeepCopy()
-		if n, ok, _ := unstructured.NestedInt64(now.Object, "spec", "replicas"); ok && !same(now, asScaled(now, r.After)) {
+		if n, ok, _ := unstructured.NestedInt64(now.Object, "spec", "replicas"); ok && !record.Same(now, asScaled(now, r.After)) {
 			if err := unstructured.SetNestedField(next.Object, n, "spec", "replicas"); err != nil {
 				return err
 			}
@@ -201,7 +239,7 @@ func (m *Mover) restore(ctx context.Context, r *Record, edits Edits) error {
 	if err != nil {
 		return err
 	}
-	if !same(now, target) {
+	if !record.Same(now, target) {
 		return fmt.Errorf("the API server did not take it as it was:\n%s", edited(target, now))
 	}
 	return m.rolledOut(ctx, r.Object, waitFor(now))
@@ -244,9 +282,10 @@ func over(now, target *unstructured.Unstructured) *unstructured.Unstructured {
 
 // withdraw removes what was made for a service account: credentials, the account
 // itself or its annotations, its place in role bindings.
-func (m *Mover) withdraw(ctx context.Context, r *Record, edits Edits) error {
+func (m *Mover) withdraw(ctx context.Context, r *record.Record, w *withdrawal) error {
+	edits := w.Edits
 	for _, c := range r.Credentials {
-		if err := m.removeCredential(ctx, c); err != nil {
+		if err := m.removeCredential(ctx, c, w); err != nil {
 			return err
 		}
 	}
@@ -264,10 +303,10 @@ func (m *Mover) withdraw(ctx context.Context, r *Record, edits Edits) error {
 		_, err = m.update(ctx, now, next)
 		return err
 	case r.Before == nil: // it was made
-		if !same(now, r.After) && edits == RefuseEdits {
+		if !record.Same(now, r.After) && edits == RefuseEdits {
 			return fmt.Errorf("%w since migration made it; --force deletes it\n%s", ErrEdited, edited(r.After, now))
 		}
-		if edits == KeepEdits && !same(now, r.After) {
+		if edits == KeepEdits && !record.Same(now, r.After) {
 			return nil
 		}
 		uid := now.GetUID()
@@ -276,16 +315,16 @@ func (m *Mover) withdraw(ctx context.Context, r *Record, edits Edits) error {
 			return fmt.Errorf("deleting it: %w", err)
 		}
 		return nil
-	case same(now, r.Before):
+	case record.Same(now, r.Before):
 		return nil
 	}
 	target := r.Before
 	if edits != OverwriteEdits { // an account is many people's: what others wrote stays
-		if target, err = undo(now, r); err != nil {
+		if target, err = r.Undo(now); err != nil {
 			return err
 		}
 	}
-	if same(now, target) {
+	if record.Same(now, target) {
 		return nil
 	}
 	_, err = m.update(ctx, now, target)
@@ -293,9 +332,20 @@ func (m *Mover) withdraw(ctx context.Context, r *Record, edits Edits) error {
 }
 
 // removeCredential removes a credential that migration made, if it is still that.
-func (m *Mover) removeCredential(ctx context.Context, c migrate.NewCredential) error {
+// The record says so, and whoever may write Secrets in the namespace may write
+// one: a credential of another cluster's account of that name is not touched.
+func (m *Mover) removeCredential(ctx context.Context, c migrate.NewCredential, w *withdrawal) error {
 	if m.Writer == nil || m.Azure == nil {
 		return fmt.Errorf("the federated credential %s of %s has to be removed, and nobody is signed in to Azure", c.Name, c.Parent)
+	}
+	if w.Issuer == "" {
+		var err error
+		if w.Issuer, err = m.issuer(ctx); err != nil {
+			return err
+		}
+	}
+	if c.Issuer != w.Issuer {
+		return fmt.Errorf("the federated credential %s of %s is for the issuer %s, and that of this cluster is %s: if the cluster was migrated with the former, give it with --issuer; if not, somebody made up this record", c.Name, c.Parent, c.Issuer, w.Issuer)
 	}
 	all, err := m.Azure.List(ctx, c.Parent)
 	if err != nil {

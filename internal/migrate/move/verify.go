@@ -10,6 +10,7 @@ import (
 
 	"github.com/lanyard-id/lanyard/api/workloadidentity"
 	"github.com/lanyard-id/lanyard/internal/migrate"
+	"github.com/lanyard-id/lanyard/internal/migrate/move/record"
 )
 
 // A Verdict is what a verification found out of one workload.
@@ -61,23 +62,19 @@ func (m *Mover) Verify(ctx context.Context, namespace string, workloads []migrat
 }
 
 // chosen are the records of workloads, all or those that are named.
-func chosen(records []*Record, workloads []migrate.Ref) ([]*Record, error) {
-	var out []*Record
+func chosen(records []*record.Record, workloads []migrate.Ref) ([]*record.Record, error) {
+	var out []*record.Record
 	for _, r := range records {
-		if r.isWorkload() && (len(workloads) == 0 || slices.Contains(workloads, r.Object)) {
+		if r.IsWorkload() && (len(workloads) == 0 || slices.Contains(workloads, r.Object)) {
 			out = append(out, r)
 		}
 	}
 	for _, w := range workloads {
-		if !slices.ContainsFunc(out, func(r *Record) bool { return r.Object == w }) {
+		if !slices.ContainsFunc(out, func(r *record.Record) bool { return r.Object == w }) {
 			return nil, fmt.Errorf("%s was not migrated: there is no record of it", w)
 		}
 	}
 	return out, nil
-}
-
-func (r *Record) isWorkload() bool {
-	return slices.ContainsFunc(migrate.Kinds(), func(k migrate.Kind) bool { return k.Kind == r.Object.Kind })
 }
 
 // podsOf returns the pods of a namespace that run, by the workload that they
@@ -109,7 +106,7 @@ func (m *Mover) podsOf(ctx context.Context, namespace string) (map[migrate.Ref][
 	return out, nil
 }
 
-func (m *Mover) verify(ctx context.Context, r *Record, pods []*unstructured.Unstructured) Verdict {
+func (m *Mover) verify(ctx context.Context, r *record.Record, pods []*unstructured.Unstructured) Verdict {
 	v := Verdict{Workload: r.Object, ServiceAccount: r.ServiceAccount, Tokens: []Proof{}}
 	now, err := m.get(ctx, r.Object)
 	switch {

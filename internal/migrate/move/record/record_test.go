@@ -1,10 +1,8 @@
-package move
+package record
 
 import (
 	"crypto/rand"
 	"encoding/base64"
-	"encoding/pem"
-	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -15,10 +13,6 @@ import (
 	"github.com/lanyard-id/lanyard/internal/migrate"
 )
 
-func pemOf(s *httptest.Server) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})
-}
-
 func object(kind, namespace, name string) *unstructured.Unstructured {
 	return &unstructured.Unstructured{Object: map[string]any{"apiVersion": "v1", "kind": kind, "metadata": map[string]any{"namespace": namespace, "name": name}}}
 }
@@ -28,7 +22,7 @@ func object(kind, namespace, name string) *unstructured.Unstructured {
 func TestForgedRecordsAreRefused(t *testing.T) {
 	good := func() *Record {
 		return &Record{
-			Version: recordVersion, Object: migrate.Ref{Kind: migrate.KindServiceAccount, Namespace: "a", Name: "app"}, Namespace: "a", After: object(migrate.KindServiceAccount, "a", "app"),
+			Version: version, Object: migrate.Ref{Kind: migrate.KindServiceAccount, Namespace: "a", Name: "app"}, Namespace: "a", After: object(migrate.KindServiceAccount, "a", "app"),
 			Credentials: []migrate.NewCredential{{Credential: federated.Credential{Name: "c", Subject: "system:serviceaccount:a:app"}}},
 		}
 	}
@@ -39,7 +33,7 @@ func TestForgedRecordsAreRefused(t *testing.T) {
 		}
 		return s
 	}
-	if _, err := readRecord(secret(good())); err != nil {
+	if _, err := read(secret(good())); err != nil {
 		t.Fatal(err)
 	}
 	for name, forge := range map[string]func(*Record){
@@ -57,23 +51,43 @@ func TestForgedRecordsAreRefused(t *testing.T) {
 			r.Object = migrate.Ref{Kind: migrate.KindClusterRoleBinding, Name: "x"}
 			r.After = nil
 		},
+		"a role binding that it would fill": func(r *Record) {
+			r.Object = migrate.Ref{Kind: migrate.KindRoleBinding, Namespace: "a", Name: "admins"}
+			r.Before, r.After, r.Credentials = object(migrate.KindRoleBinding, "a", "admins"), object(migrate.KindRoleBinding, "a", "admins"), nil
+		},
+		"a role binding with more than a subject": func(r *Record) {
+			r.Object = migrate.Ref{Kind: migrate.KindRoleBinding, Namespace: "a", Name: "admins"}
+			r.Subject, r.After, r.Credentials = "app", object(migrate.KindRoleBinding, "a", "admins"), nil
+		},
+		"a pod": func(r *Record) {
+			r.Object = migrate.Ref{Kind: "Pod", Namespace: "a", Name: "app"}
+			r.Action, r.After, r.Credentials = migrate.ActionRecreate, object("Pod", "a", "app"), nil
+		},
+		"a deployment to be made again": func(r *Record) {
+			r.Object = migrate.Ref{Kind: "Deployment", Namespace: "a", Name: "app"}
+			r.Remaking, r.After, r.Credentials = true, object("Deployment", "a", "app"), nil
+		},
+		"a claim that it would change": func(r *Record) {
+			r.Object = migrate.Ref{Kind: migrate.KindFederatedIdentity, Namespace: "a", Name: "app"}
+			r.Before, r.After, r.Credentials = object(migrate.KindFederatedIdentity, "a", "app"), object(migrate.KindFederatedIdentity, "a", "app"), nil
+		},
 		"a version of tomorrow":                 func(r *Record) { r.Version = 2 },
 		"a credential that a workload's claims": func(r *Record) { r.Object.Kind = "Deployment"; r.After = object("Deployment", "a", "app") },
 	} {
 		r := good()
 		forge(r)
-		if _, err := readRecord(secret(r)); err == nil {
+		if _, err := read(secret(r)); err == nil {
 			t.Errorf("%s: read", name)
 		}
 	}
 	s := secret(good())
 	s.Name = "lanyard-migration-serviceaccount-app-00000000"
-	if _, err := readRecord(s); err == nil {
+	if _, err := read(s); err == nil {
 		t.Error("a record under another name is read")
 	}
 	s = secret(good())
-	s.Data[recordKey] = s.Data[recordKey][:20]
-	if _, err := readRecord(s); err == nil {
+	s.Data[dataKey] = s.Data[dataKey][:20]
+	if _, err := read(s); err == nil {
 		t.Error("half a record is read")
 	}
 }
@@ -85,13 +99,13 @@ func TestWhatDoesNotFitIsRefusedBeforeItIsChanged(t *testing.T) {
 	}
 	o := object("Deployment", "a", "big")
 	o.SetAnnotations(map[string]string{"noise": base64.StdEncoding.EncodeToString(noise)})
-	r := &Record{Version: recordVersion, Object: migrate.RefOf(o), Namespace: "a", Before: o, After: o}
+	r := &Record{Version: version, Object: migrate.RefOf(o), Namespace: "a", Before: o, After: o}
 	if _, err := r.secret(); err == nil || !strings.Contains(err.Error(), "too large") {
 		t.Errorf("%v", err)
 	}
 	o.SetAnnotations(map[string]string{"noise": strings.Repeat("much of the same ", 1<<16)})
 	s, err := r.secret()
-	if err != nil || len(s.Data[recordKey]) > 64<<10 {
+	if err != nil || len(s.Data[dataKey]) > 64<<10 {
 		t.Errorf("%v", err)
 	}
 }
