@@ -2,11 +2,12 @@
 // in pods: it gets an access token, asks for a second one, and reads a Key
 // Vault secret. It knows nothing of Lanyard.
 //
-//	workload imds   asks the instance metadata service, as curl in a script would
-//	workload sdk    uses azidentity.DefaultAzureCredential without any option
-//	workload watch  asks the instance metadata service again and again and tells of each answer
+//	workload imds      asks the instance metadata service, as curl in a script would
+//	workload sdk       uses azidentity.DefaultAzureCredential without any option
+//	workload watch     asks the instance metadata service again and again and tells of each answer
+//	workload exchange  gives Entra the token of its service account again and again and tells of each answer
 //
-// But for watch, it prints one line of JSON (see report) and exits with 0 if the secret was
+// But for watch and exchange, it prints one line of JSON (see report) and exits with 0 if the secret was
 // read, 1 if not and 2 if it was called wrongly. It never prints a token.
 package main
 
@@ -33,11 +34,12 @@ func main() {
 const metadataURL = "http://169.254.169.254/metadata/identity/oauth2/token/"
 
 const usage = `usage: workload imds|sdk --vault URL --secret NAME [flags]
-       workload watch [flags]
+       workload watch|exchange [flags]
 
-  imds   get the token from the instance metadata service, as a script would
-  sdk    get the token with DefaultAzureCredential
-  watch  ask the metadata service for a token again and again, one line of JSON each
+  imds      get the token from the instance metadata service, as a script would
+  sdk       get the token with DefaultAzureCredential
+  watch     ask the metadata service for a token again and again, one line of JSON each
+  exchange  exchange the service account's token again and again, one line of JSON each
 
 workload VERB --help lists the flags.
 `
@@ -58,8 +60,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprint(stderr, usage)
 		return 2
 	}
-	if args[0] == "watch" {
+	switch args[0] {
+	case "watch":
 		return watch(ctx, args[1:], stdout, stderr)
+	case "exchange":
+		return exchange(ctx, args[1:], stdout, stderr)
 	}
 	o := options{stderr: stderr}
 	flags := flag.NewFlagSet("workload "+args[0], flag.ContinueOnError)
