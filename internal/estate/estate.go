@@ -20,12 +20,14 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/lanyard-id/lanyard/internal/azure"
 	"github.com/lanyard-id/lanyard/internal/cloud/control"
 	"github.com/lanyard-id/lanyard/internal/lab"
 )
@@ -39,7 +41,8 @@ type Config struct {
 	// ProcessNode simulates the node: pods are local processes.
 	ProcessNode bool
 	// APIServer: an empty Issuer and AuditPolicy mean the estate's own. The
-	// local cloud serves the documents of an issuer, which must be an https URL.
+	// local cloud serves the documents of an issuer, which must be an https URL;
+	// those of one in blob storage are what somebody publishes there.
 	APIServer lab.APIServer
 	// IssuerFolder is what the local cloud serves at the issuer's URL: documents
 	// that somebody publishes there. Empty means those of the API server, live.
@@ -96,9 +99,13 @@ func (e *Estate) up(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	served := map[string]http.Handler{host: handler}
+	if strings.HasSuffix(host, "."+azure.SuffixBlob) {
+		served = nil // it is a storage account of the cloud's
+	}
 	e.Cloud, err = OpenCloud(ctx, CloudConfig{
 		StateDir: filepath.Join(e.config.StateDir, "cloud"),
-		Hosts:    map[string]http.Handler{host: handler},
+		Hosts:    served,
 		Settings: e.config.CloudSettings,
 		Logger:   e.config.Logger,
 	})
