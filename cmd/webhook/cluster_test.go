@@ -50,7 +50,7 @@ func TestTheProgramServesUntilItIsToldToEnd(t *testing.T) {
 	go func() {
 		err := run(ctx, []string{
 			"--kubeconfig", cluster.Kubeconfig(t), "--webhook-addr=127.0.0.1:0", "--health-addr=127.0.0.1:0", "--metrics-addr=127.0.0.1:0",
-			"--serving-names=127.0.0.1", "--shutdown-delay=0",
+			"--serving-names=127.0.0.1", "--shutdown-delay=0", "--doctor=report",
 		}, environment(map[string]string{"AZURE_TENANT_ID": "t"}), io.Discard, stderr)
 		ended <- errors.Join(err, stderr.Close())
 	}()
@@ -80,6 +80,7 @@ func TestTheProgramServesUntilItIsToldToEnd(t *testing.T) {
 		`azwi_mutation_request_count{decision="mutated"} 0`, "lanyard_webhook_annotated_service_accounts 0",
 		"lanyard_webhook_certificate_expiry_timestamp_seconds 1.", "go_goroutines",
 		`controller_runtime_webhook_requests_total{code="200",webhook="/mutate-v1-pod"} 0`, `controller_runtime_webhook_requests_in_flight{webhook="/mutate-v1-pod"} 0`,
+		`lanyard_webhook_doctor_pods{finding="NotMutated"} 0`, `lanyard_webhook_doctor_evictions_total{result="evicted"} 0`,
 		"controller_runtime_webhook_panics_total 0", `controller_runtime_webhook_latency_seconds_count{webhook="/mutate-v1-pod"} 0`,
 	} {
 		if !strings.Contains(text, want) {
