@@ -30,7 +30,7 @@ var deviations = map[string]string{
 	"no panic":  "v1 answered with the text of a panic",
 	"new":       "v1 had no such bindings",
 	"transient": "v1 turned every refusal of the upstream into 403, which SDKs do not retry",
-	"forwarded": "the metadata service refuses what a proxy passes on, so that no proxy can be tricked into asking",
+	"forwarded": "the metadata service refuses what a proxy passes on, so that no proxy can be tricked into asking; nor can a browser, by a name that leads here",
 	"ambiguous": "v1 chose one of several; another identity's token than was meant is worse than none",
 	"method":    "the metadata service only takes GET",
 	"path":      "a path that another parser may read as the token path goes nowhere, and only the metadata service's own paths are passed on (CVE-2022-23551)",

@@ -259,6 +259,9 @@ func (f *fixture) ask(t *testing.T, base, method, path string, headers ...string
 	}
 	for _, h := range headers {
 		name, value, _ := strings.Cut(h, ": ")
+		if name == "Host" {
+			r.Host = value
+		}
 		if r.Header.Set(name, value); value == "" {
 			r.Header.Del(name)
 		}

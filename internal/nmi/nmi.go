@@ -216,6 +216,9 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, o *operation) err
 	if err := s.Rules.CheckHeaders(r.Header); err != nil {
 		return err
 	}
+	if err := imds.CheckHost(r.Host); err != nil {
+		return err
+	}
 	remote, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
 		return fmt.Errorf("the peer's address: %w", err)
