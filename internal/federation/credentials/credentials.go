@@ -214,6 +214,10 @@ func (c *Controller) work(ctx context.Context, b *batch) error {
 	return nil
 }
 
+// mostThrottled is the longest that an identity waits beyond the time that
+// Azure asks for.
+const mostThrottled = time.Minute
+
 // failed notes why Azure could not be asked or changed, and when to try again.
 func (c *Controller) failed(ctx context.Context, b *batch, err error) error {
 	var refused *refusal
@@ -227,8 +231,10 @@ func (c *Controller) failed(ctx context.Context, b *batch, err error) error {
 	var throttled *federated.Throttled
 	switch {
 	case errors.As(err, &throttled):
-		wait = max(throttled.RetryAfter, wait)
 		why.reason = record.ReasonThrottled
+		if throttled.RetryAfter > 0 { // Azure knows when: what has grown long in a storm does not outlast it
+			wait = max(throttled.RetryAfter, min(wait, mostThrottled))
+		}
 	case errors.Is(err, federated.ErrForbidden):
 		why.reason = record.ReasonForbidden
 	case errors.Is(err, federated.ErrNotFound):
