@@ -57,7 +57,7 @@ func Group(cmd *cobra.Command, subcommands ...*cobra.Command) *cobra.Command {
 // Check it with CheckOutput before any work is done.
 func Output(cmd *cobra.Command, format *string, formats ...string) {
 	cmd.Flags().StringVarP(format, "output", "o", "", alternatives(formats)+"; text for people without it")
-	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp)) // fails only for a flag that does not exist
+	Fixed(cmd, "output", formats...)
 }
 
 // CheckOutput refuses a format that is not one of formats.

@@ -18,7 +18,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/lanyard-id/lanyard/cmd/lanyard/cli"
-	"github.com/lanyard-id/lanyard/internal/arm"
 	"github.com/lanyard-id/lanyard/internal/issuer"
 	"github.com/lanyard-id/lanyard/internal/issuer/inspect"
 )
@@ -104,40 +103,22 @@ func (e expected) Documents(ctx context.Context) (issuer.Documents, bool, error)
 	return d, complete, err
 }
 
-// A login are the flags for Azure. Secrets come from the environment.
-type login struct {
-	environment string
-	arm.Login
-}
-
-func (l *login) add(cmd *cobra.Command) {
-	f := cmd.Flags()
-	f.StringVar(&l.environment, "azure-env", arm.Public, "Azure `cloud`: "+strings.Join(arm.Names(), ", "))
-	f.StringVar(&l.Method, "auth-method", arm.MethodCLI, "how to sign in to blob storage: "+strings.Join(arm.Methods(), ", "))
-	f.StringVar(&l.TenantID, "tenant-id", os.Getenv("AZURE_TENANT_ID"), "`tenant` of the application (default $AZURE_TENANT_ID)")
-	f.StringVar(&l.ClientID, "client-id", os.Getenv("AZURE_CLIENT_ID"), "client `id` of the application or identity (default $AZURE_CLIENT_ID)")
-	f.StringVar(&l.Certificate, "certificate-path", "", "`file` with the application's certificate")
-	f.StringVar(&l.PrivateKey, "private-key-path", "", "`file` with the certificate's key")
-	_ = cmd.RegisterFlagCompletionFunc("auth-method", cobra.FixedCompletions(arm.Methods(), cobra.ShellCompDirectiveNoFileComp)) // fails only for a flag that does not exist
-	_ = cmd.RegisterFlagCompletionFunc("azure-env", cobra.FixedCompletions(arm.Names(), cobra.ShellCompDirectiveNoFileComp))
-}
-
-// target is the place that --to names.
-func (l *login) target(to string) (issuer.Target, error) {
+// target is the place that --to names; azure says as whom to write to blob
+// storage.
+func target(azure *cli.Azure, to string) (issuer.Target, error) {
 	if !strings.Contains(to, "://") {
 		return issuer.Directory{Path: to}, nil
 	}
-	cloud, err := arm.Find(l.environment, os.Getenv)
+	cloud, err := azure.Cloud()
 	if err != nil {
-		return nil, cli.Usage("--azure-env: %w", err)
+		return nil, err
 	}
 	if _, err := issuer.ParseBlobURL(to, cloud.BlobSuffix); err != nil {
 		return nil, cli.Usage("--to: %w", err)
 	}
-	as := l.Login
-	as.ClientSecret = os.Getenv("AZURE_CLIENT_SECRET")
-	if err := as.Check(); err != nil {
-		return nil, cli.Usage("%w (the client secret comes from AZURE_CLIENT_SECRET)", err)
+	as, err := azure.CheckedLogin()
+	if err != nil {
+		return nil, err
 	}
 	cred, err := as.Credential(cloud, policy.ClientOptions{})
 	if err != nil {

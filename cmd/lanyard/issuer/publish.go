@@ -14,7 +14,7 @@ import (
 
 func publishCommand(self string) *cobra.Command {
 	var from source
-	var as login
+	var azure cli.Azure
 	var to, output string
 	var force, remove, watch bool
 	var interval, keep time.Duration
@@ -66,19 +66,20 @@ have stays published for --keep, so that tokens which it signed can end.`,
 				}
 				return printDocuments(cmd, d)
 			}
-			target, err := as.target(to)
+			place, err := target(&azure, to)
 			if err != nil {
 				return err
 			}
 			if watch {
 				p := issuer.Publisher{
-					Source: documents, Target: target, Interval: interval, Keep: keep, Permission: issuer.Permission{Force: force},
+					Source: documents, Target: place, Interval: interval, Keep: keep, Permission: issuer.Permission{Force: force},
 					Logger: slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil)),
 				}
 				// A mistake is told at once, not every minute.
 				if _, err := p.Once(cmd.Context()); err != nil {
 					return err
 				}
+				p.Permission.Force = false // it was about what was there; the keys of an API server that is away stay
 				return p.Run(cmd.Context())
 			}
 			d, complete, err := documents.Documents(cmd.Context())
@@ -90,11 +91,11 @@ have stays published for --keep, so that tokens which it signed can end.`,
 				if !complete {
 					return fmt.Errorf("not every API server answers, and one that does not may have keys: nothing is removed until they do")
 				}
-				if may.Remove, err = gone(cmd, target, d); err != nil {
+				if may.Remove, err = gone(cmd, place, d); err != nil {
 					return err
 				}
 			}
-			changed, err := issuer.Publish(cmd.Context(), target, d, may)
+			changed, err := issuer.Publish(cmd.Context(), place, d, may)
 			if err != nil {
 				return err
 			}
@@ -105,14 +106,14 @@ have stays published for --keep, so that tokens which it signed can end.`,
 			if changed {
 				verb = "is published in"
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s with %d keys %s %s\n", d.Issuer, len(d.Keys), verb, target)
+			fmt.Fprintf(cmd.OutOrStdout(), "%s with %d keys %s %s\n", d.Issuer, len(d.Keys), verb, place)
 			fmt.Fprintf(cmd.ErrOrStderr(), "see it as Entra does: %s issuer check\n", self)
 			return nil
 		},
 	}
 	from.addCluster(cmd)
 	from.addFiles(cmd)
-	as.add(cmd)
+	azure.Add(cmd)
 	f := cmd.Flags()
 	f.StringVar(&to, "to", "", "`directory`, or https://ACCOUNT.blob.core.windows.net/CONTAINER[/FOLDER]")
 	f.BoolVar(&force, "force", false, "replace the documents of another issuer, and remove any key")

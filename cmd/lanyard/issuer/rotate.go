@@ -57,8 +57,8 @@ servers one after the other; in step switch also kube-controller-manager.
 // A turn are the flags of rotate and its subcommands.
 type turn struct {
 	source
-	login
 	visitor
+	azure                     cli.Azure
 	dir, to, restart, output  string
 	cacheWait, lifetime, poll time.Duration
 	noWait, ignoreLegacy      bool
@@ -73,7 +73,7 @@ func (t *turn) add(cmd *cobra.Command) {
 }
 
 func (t *turn) addWork(cmd *cobra.Command) {
-	t.login.add(cmd)
+	t.azure.Add(cmd)
 	f := cmd.Flags()
 	f.StringVar(&t.to, "to", "", "where to publish: a `directory`, or https://ACCOUNT.blob.core.windows.net/CONTAINER[/FOLDER]; without it somebody else publishes")
 	f.StringVar(&t.restart, "restart-command", "", "`command` for sh that gives the key files to the API servers and restarts them; without it you are told what to do")
@@ -115,11 +115,11 @@ func (t *turn) rotation(out io.Writer) (*rotation.Rotation, error) {
 		},
 	}
 	if t.to != "" {
-		target, err := t.target(t.to)
+		place, err := target(&t.azure, t.to)
 		if err != nil {
 			return nil, err
 		}
-		r.Publish = rotation.PublishTo(cluster, target)
+		r.Publish = rotation.PublishTo(cluster, place)
 	}
 	if t.restart != "" {
 		r.Restart = t.runRestart(out)

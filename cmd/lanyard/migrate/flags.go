@@ -15,7 +15,6 @@ import (
 
 	"github.com/lanyard-id/lanyard/api/workloadidentity"
 	"github.com/lanyard-id/lanyard/cmd/lanyard/cli"
-	"github.com/lanyard-id/lanyard/internal/arm"
 	"github.com/lanyard-id/lanyard/internal/federated"
 	"github.com/lanyard-id/lanyard/internal/migrate"
 	"github.com/lanyard-id/lanyard/internal/migrate/move"
@@ -24,18 +23,17 @@ import (
 // flags are those of one command.
 type flags struct {
 	cluster cli.Cluster
-	login   arm.Login
+	azure   cli.Azure
 	options migrate.Options
 	output  string
 
-	all         bool
-	workloads   []string
-	proxy       string
-	federation  string
-	audit       string
-	environment string
-	offline     bool
-	timeout     time.Duration
+	all        bool
+	workloads  []string
+	proxy      string
+	federation string
+	audit      string
+	offline    bool
+	timeout    time.Duration
 }
 
 // scope adds the flags that say which workloads.
@@ -61,35 +59,13 @@ func (f *flags) planning(cmd *cobra.Command) {
 	s.BoolVar(&o.RecreateJobs, "recreate-jobs", false, "delete unfinished Jobs and make them again: their work starts anew")
 	s.BoolVar(&o.Finish, "finish", false, "take the label aadpodidbinding from what is migrated")
 	s.BoolVar(&f.offline, "offline", false, "do not ask Azure: credentials that exist are not counted")
-	fixed(cmd, "proxy", string(migrate.ProxyAuto), string(migrate.ProxyAlways), string(migrate.ProxyNever))
-	fixed(cmd, "federation", string(migrate.FederationAzure), string(migrate.FederationController))
+	cli.Fixed(cmd, "proxy", string(migrate.ProxyAuto), string(migrate.ProxyAlways), string(migrate.ProxyNever))
+	cli.Fixed(cmd, "federation", string(migrate.FederationAzure), string(migrate.FederationController))
 	_ = cmd.MarkFlagFilename("audit-log")
-}
-
-func (f *flags) environmentFlag(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.environment, "azure-env", arm.Public, "`cloud`; "+arm.Stack+" is the one that the file of "+arm.EnvironmentFile+" describes")
-	fixed(cmd, "azure-env", arm.Names()...)
-}
-
-// azure adds the flags that say as whom to ask Azure.
-func (f *flags) azure(cmd *cobra.Command) {
-	f.environmentFlag(cmd)
-	s := cmd.Flags()
-	s.StringVar(&f.login.Method, "auth-method", arm.MethodCLI, "how to sign in to Azure: "+strings.Join(arm.Methods(), ", "))
-	s.StringVar(&f.login.TenantID, "tenant-id", "", "`tenant` of the identities (default $AZURE_TENANT_ID)")
-	s.StringVar(&f.login.ClientID, "client-id", "", "client `id` to sign in as (default $AZURE_CLIENT_ID)")
-	s.StringVar(&f.login.ClientSecret, "client-secret", "", "its `secret`; $AZURE_CLIENT_SECRET keeps it out of the list of processes")
-	s.StringVar(&f.login.Certificate, "certificate-path", "", "its certificate: a `file`, PEM or PKCS #12")
-	s.StringVar(&f.login.PrivateKey, "private-key-path", "", "the certificate's key: a `file`, if the certificate's does not have it")
-	fixed(cmd, "auth-method", arm.Methods()...)
 }
 
 func (f *flags) waiting(cmd *cobra.Command) {
 	cmd.Flags().DurationVar(&f.timeout, "timeout", 5*time.Minute, "how long to wait for each rollout and each credential")
-}
-
-func fixed(cmd *cobra.Command, flag string, values ...string) {
-	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)) // fails only for a flag that does not exist
 }
 
 // check reads what flags say, and refuses what they do not say together.
@@ -109,10 +85,7 @@ func (f *flags) check() error {
 	if f.all && len(f.workloads) > 0 {
 		return cli.Usage("--workload names workloads of one namespace: give -n in place of -A")
 	}
-	f.login.TenantID = cmp.Or(f.login.TenantID, os.Getenv("AZURE_TENANT_ID"))
-	f.login.ClientID = cmp.Or(f.login.ClientID, os.Getenv("AZURE_CLIENT_ID"))
-	f.login.ClientSecret = cmp.Or(f.login.ClientSecret, os.Getenv("AZURE_CLIENT_SECRET"))
-	f.options.TenantID = f.login.TenantID
+	f.options.TenantID = f.azure.Login().TenantID
 	return nil
 }
 
@@ -121,9 +94,9 @@ func (f *flags) mover(cmd *cobra.Command, withAzure bool) (*move.Mover, error) {
 	if err := f.check(); err != nil {
 		return nil, err
 	}
-	cloud, err := arm.Find(f.environment, os.Getenv)
+	cloud, err := f.azure.Cloud()
 	if err != nil {
-		return nil, cli.Usage("--azure-env: %w", err)
+		return nil, err
 	}
 	f.options.Workloads = nil
 	config, namespace, err := f.cluster.Config()
@@ -151,20 +124,21 @@ func (f *flags) mover(cmd *cobra.Command, withAzure bool) (*move.Mover, error) {
 	if !withAzure {
 		return m, nil
 	}
-	if err := f.login.Check(); err != nil {
-		return nil, cli.Usage("%w", err)
+	login, err := f.azure.CheckedLogin()
+	if err != nil {
+		return nil, err
 	}
 	// Somebody waits, but a moment's throttling should not end a run halfway.
 	base := cloud.Options("lanyard-migrate")
 	base.Retry = policy.RetryOptions{MaxRetries: 4, TryTimeout: time.Minute, StatusCodes: []int{
 		http.StatusTooManyRequests, http.StatusRequestTimeout, http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout,
 	}}
-	credential, err := f.login.Credential(cloud, base)
+	credential, err := login.Credential(cloud, base)
 	if err != nil {
 		return nil, err
 	}
-	azure := &federated.Client{Credential: credential, Cloud: cloud, Options: base}
-	m.Azure, m.Writer = azure, azure
+	client := &federated.Client{Credential: credential, Cloud: cloud, Options: base}
+	m.Azure, m.Writer = client, client
 	return m, nil
 }
 

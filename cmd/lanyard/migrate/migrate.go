@@ -72,7 +72,7 @@ there. The annotation ` + migrate.NeedsIMDS + `: "true" or "false" on a workload
 	}
 	f.scope(cmd)
 	f.planning(cmd)
-	f.azure(cmd)
+	f.azure.Add(cmd)
 	cli.Output(cmd, &f.output, "json", "yaml")
 	return cmd
 }
@@ -104,7 +104,7 @@ and verified, and whose pods ask nmi no more.`,
 	}
 	f.scope(cmd)
 	f.planning(cmd)
-	f.azure(cmd)
+	f.azure.Add(cmd)
 	f.waiting(cmd)
 	cli.Output(cmd, &f.output, "json")
 	return cmd
@@ -199,7 +199,7 @@ ends with 1 if a workload fails. No token is shown.`,
 		},
 	}
 	f.scope(cmd)
-	f.environmentFlag(cmd)
+	f.azure.AddCloud(cmd)
 	cli.Output(cmd, &f.output, "json")
 	return cmd
 }
@@ -280,7 +280,7 @@ it then ends with 1, and is to be run again.`,
 		},
 	}
 	f.scope(cmd)
-	f.azure(cmd)
+	f.azure.Add(cmd)
 	f.waiting(cmd)
 	cmd.Flags().StringVar(&f.options.Issuer, "issuer", "", "`URL` of the issuer that the cluster had when it was migrated (default: what the API server says)")
 	cmd.Flags().BoolVar(&force, "force", false, "overwrite what others have changed meanwhile")

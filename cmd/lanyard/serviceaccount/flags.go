@@ -1,6 +1,7 @@
 package serviceaccount
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,14 +23,14 @@ import (
 // flags are those of one command.
 type flags struct {
 	options serviceaccount.Options
-	login   arm.Login
+	azure   cli.Azure
 	cluster cli.Cluster
 
-	environment   string
-	identityName  string
-	identityGroup string
-	output        string
-	timeout       time.Duration
+	subscriptionID string
+	identityName   string
+	identityGroup  string
+	output         string
+	timeout        time.Duration
 }
 
 // add adds the flags that a phase needs, or with "" those of all.
@@ -80,19 +81,9 @@ func (f *flags) add(cmd *cobra.Command, v serviceaccount.Verb, phase string) {
 	s.BoolVar(&o.DryRun, "dry-run", false, "only say what would be done")
 	s.DurationVar(&f.timeout, "timeout", 10*time.Minute, "give up after this time")
 
-	s.StringVar(&f.environment, "azure-env", arm.Public, "`cloud`; "+arm.Stack+" is the one that the file of "+arm.EnvironmentFile+" describes")
-	s.StringVarP(&f.login.SubscriptionID, "subscription-id", "s", "", "`subscription` (default $AZURE_SUBSCRIPTION_ID, or az's)")
-	s.StringVar(&f.login.TenantID, "tenant-id", "", "`tenant` (default the subscription's)")
-	s.StringVar(&f.login.Method, "auth-method", arm.MethodCLI, "how to sign in to Azure: cli, client_secret, client_certificate, workload_identity, managed_identity or environment")
-	s.StringVar(&f.login.ClientID, "client-id", "", "client `id` to sign in as (default $AZURE_CLIENT_ID)")
-	s.StringVar(&f.login.ClientSecret, "client-secret", "", "its `secret`; $AZURE_CLIENT_SECRET keeps it out of the list of processes")
-	s.StringVar(&f.login.Certificate, "certificate-path", "", "its certificate: a `file`, PEM or PKCS #12")
-	s.StringVar(&f.login.PrivateKey, "private-key-path", "", "the certificate's key: a `file`, if the certificate's does not have it")
-	for _, name := range []string{"certificate-path", "private-key-path"} {
-		_ = cmd.MarkFlagFilename(name)
-	}
-	complete(cmd, "azure-env", arm.Names())
-	complete(cmd, "auth-method", arm.Methods())
+	f.azure.SubscriptionTenant = true
+	f.azure.Add(cmd)
+	s.StringVarP(&f.subscriptionID, "subscription-id", "s", "", "`subscription` (default $AZURE_SUBSCRIPTION_ID, or az's)")
 	f.cluster.Add(cmd, "`namespace` of the service account")
 	_ = cmd.RegisterFlagCompletionFunc("namespace", f.completeNames(false))
 	cli.Output(cmd, &f.output, "json")
@@ -110,20 +101,11 @@ func (f *flags) namespace(cmd *cobra.Command) string {
 // asks nobody.
 func (f *flags) complete(cmd *cobra.Command) error {
 	f.options.Namespace = f.namespace(cmd)
-	for _, x := range []struct {
-		value    *string
-		variable string
-	}{
-		{&f.login.SubscriptionID, "AZURE_SUBSCRIPTION_ID"}, {&f.login.ClientID, "AZURE_CLIENT_ID"}, {&f.login.ClientSecret, "AZURE_CLIENT_SECRET"},
-	} {
-		if *x.value == "" {
-			*x.value = os.Getenv(x.variable)
-		}
+	f.subscriptionID = cmp.Or(f.subscriptionID, os.Getenv("AZURE_SUBSCRIPTION_ID"))
+	if _, err := f.azure.Cloud(); err != nil {
+		return err
 	}
-	if _, err := arm.Find(f.environment, os.Getenv); err != nil {
-		return cli.Usage("--azure-env: %w", err)
-	}
-	if s := f.login.SubscriptionID; s != "" {
+	if s := f.subscriptionID; s != "" {
 		if _, err := uuid.Parse(s); err != nil {
 			return cli.Usage("--subscription-id %q is not a GUID", s)
 		}
@@ -149,13 +131,13 @@ func (f *flags) complete(cmd *cobra.Command) error {
 
 // subscription is the flag's or the environment's, else az's.
 func (f *flags) subscription() (string, error) {
-	if f.login.SubscriptionID != "" {
-		return f.login.SubscriptionID, nil
+	if f.subscriptionID != "" {
+		return f.subscriptionID, nil
 	}
 	if id, err := azure.ParseResourceID(f.options.IdentityID); err == nil && id.SubscriptionID != "" {
 		return id.SubscriptionID, nil
 	}
-	c, err := arm.Find(f.environment, os.Getenv)
+	c, err := f.azure.Cloud()
 	if err != nil {
 		return "", err
 	}
@@ -178,7 +160,7 @@ const (
 )
 
 func (f *flags) connect(ctx context.Context) (*serviceaccount.Azure, error) {
-	c, err := arm.Find(f.environment, os.Getenv)
+	c, err := f.azure.Cloud()
 	if err != nil {
 		return nil, err
 	}
@@ -188,7 +170,7 @@ func (f *flags) connect(ctx context.Context) (*serviceaccount.Azure, error) {
 	}
 	base := c.Options("lanyard")
 	base.Retry = policy.RetryOptions{MaxRetries: maxRetries, TryTimeout: tryTimeout}
-	login := f.login
+	login := f.azure.Login()
 	login.SubscriptionID = subscription
 	if login.TenantID == "" {
 		if login.TenantID, err = arm.TenantOf(ctx, c, base, subscription); err != nil {

@@ -60,7 +60,7 @@ func verbCommand(self string, v serviceaccount.Verb) *cobra.Command {
 		names = append(names, p.Name)
 	}
 	cmd.Flags().StringSliceVar(&skip, "skip-phases", nil, "`phases` to leave out")
-	complete(cmd, "skip-phases", names)
+	cli.Fixed(cmd, "skip-phases", names...)
 	cmd.AddCommand(phaseCommand(self, v))
 	return cmd
 }
@@ -119,7 +119,7 @@ func (f *flags) run(cmd *cobra.Command, v serviceaccount.Verb, plan func() ([]st
 	if err != nil {
 		return cli.Usage("%w", err)
 	}
-	if err := errors.Join(f.options.Check(v, phases), f.login.Check()); err != nil {
+	if err := errors.Join(f.options.Check(v, phases), f.azure.Login().Check()); err != nil {
 		return cli.Usage("%w (see %q)", err, cmd.CommandPath()+" --help")
 	}
 	ctx, cancel := context.WithTimeoutCause(cmd.Context(), f.timeout, fmt.Errorf("it was not done within --timeout %s", f.timeout))
@@ -206,11 +206,6 @@ next: pods say that they want the identity, by a label on the pod (not on the se
 	}) {
 		fmt.Fprintln(w, "wait a minute before: Entra takes a while to accept a new credential, and remembers that it did not")
 	}
-}
-
-// complete offers fixed values for a flag.
-func complete(cmd *cobra.Command, flag string, values []string) {
-	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)) // fails only for a flag that does not exist
 }
 
 // completeNames offers namespaces, or service accounts of the chosen one.
