@@ -85,12 +85,7 @@ func TestTheProgramsKnowTheirArguments(t *testing.T) {
 					continue
 				}
 				asked[line] = true
-				early := s.unborn != "" && slices.ContainsFunc(c.Args, func(arg string) bool { return strings.HasPrefix(arg, s.unborn) })
-				out, err := exec.CommandContext(t.Context(), program(t, executable), append(slices.Clone(c.Args), "--version")...).CombinedOutput()
-				switch {
-				case early && err == nil:
-					t.Errorf("%s is known by now: this test needs no exception for it", s.unborn)
-				case !early && err != nil:
+				if out, err := exec.CommandContext(t.Context(), program(t, executable), append(slices.Clone(c.Args), "--version")...).CombinedOutput(); err != nil {
 					t.Errorf("%s: %s %q: %v\n%s", name, c.Name, c.Args, err, out)
 				}
 			}

@@ -30,7 +30,6 @@ type subject struct {
 	namespace string            // of the goldens' release
 	must      string            // values that every release sets
 	programs  map[string]string // by the name of the container that runs it
-	unborn    string            // a flag that the chart knows and the program does not yet
 	old       string            // defaults of the chart that this one takes the place of
 
 	effects  map[string]effect // by the name of a value

@@ -17,7 +17,6 @@ var workloadIdentity = subject{
 	programs: map[string]string{"manager": "webhook", "federation": "federation"},
 	effects:  workloadIdentityEffects,
 	old:      v16Defaults,
-	unborn:   "--doctor",
 	parts: map[string]presence{
 		"everything by default": {"", []string{
 			"ServiceAccount azure-wi-webhook-admin", "Role azure-wi-webhook-manager-role", "RoleBinding azure-wi-webhook-manager-rolebinding",
@@ -64,7 +63,7 @@ var workloadIdentity = subject{
 	notes: map[string]notes{
 		"by default": {"", []string{"rollout status deployment/azure-wi-webhook-controller-manager", "azure.workload.identity/client-id", "pod-security.kubernetes.io/enforce=restricted", tenant}, []string{"Ignore", "one replica", "no effect", "limits.cpu"}},
 		"federation": {"federation: {enabled: true, clientID: " + tenant + "}", []string{"until a FederationPolicy", "system:serviceaccount:default:lanyard-federation"}, nil},
-		"careless":   {"{failurePolicy: Ignore, replicaCount: 1, fullnameOverride: x, resources: {limits: {cpu: 100m}}}", []string{"has no identity", "doctor.mode=report", "let through without", "fullnameOverride has no effect", "limits.cpu delays"}, nil},
+		"careless":   {"{failurePolicy: Ignore, replicaCount: 1, fullnameOverride: x, doctor: {mode: 'off'}, resources: {limits: {cpu: 100m}}}", []string{"has no identity", "doctor.mode=report", "let through without", "fullnameOverride has no effect", "limits.cpu delays"}, nil},
 	},
 }
 
@@ -114,8 +113,8 @@ var workloadIdentityEffects = map[string]effect{
 	"proxy.image":                  {"proxy: {image: \"r.example/p:1\"}", []string{`PROXY_IMAGE: "r.example/p:1"`}},
 	"proxy.initImage":              {"proxy: {initImage: \"r.example/i:1\"}", []string{`PROXY_INIT_IMAGE: "r.example/i:1"`}},
 	"proxy.resources":              {"proxy: {resources: {limits: {memory: 50Mi}}}", []string{`- "--proxy-resources={\"limits\":{\"memory\":\"50Mi\"}}"`}},
-	"doctor.mode":                  {"doctor: {mode: evict}", []string{"- --doctor=evict", "resources: [leases]", "resources: [pods]", "resources: [events]", "resources: [pods/eviction]"}},
-	"doctor.interval":              {"doctor: {mode: report, interval: 5m}", []string{"- --doctor=report", "- --doctor-interval=5m"}},
+	"doctor.mode":                  {"doctor: {mode: evict}", []string{"- --doctor=evict", "resources: [pods/eviction]"}},
+	"doctor.interval":              {"{doctor: {interval: 5m}, mutatingWebhookNamespaceSelector: {matchLabels: {a: b}}}", []string{"- --doctor-interval=5m", "resources: [namespaces]"}},
 	"serviceMonitor.enabled":       {"serviceMonitor: {enabled: true}", []string{"kind: ServiceMonitor", "component: metrics"}},
 	"serviceMonitor.interval":      {"serviceMonitor: {enabled: true, interval: 15s}", []string{"interval: 15s"}},
 	"serviceMonitor.scrapeTimeout": {"serviceMonitor: {enabled: true, scrapeTimeout: 5s}", []string{"scrapeTimeout: 5s"}},
