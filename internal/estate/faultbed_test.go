@@ -149,14 +149,17 @@ func newBed(t *testing.T) *bed {
 func (b *bed) tell(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 10*time.Second)
 	defer cancel()
-	list, err := b.Lab.Client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "component in (mic, nmi)"})
+	list, err := b.Lab.Client.CoreV1().Pods("").List(ctx, metav1.ListOptions{})
 	if err != nil {
-		t.Logf("listing mic and nmi: %v", err)
+		t.Logf("listing the components: %v", err)
 		return
 	}
 	lines := int64(300)
 	for _, p := range list.Items {
-		text, err := b.Lab.Client.CoreV1().Pods(namespace).GetLogs(p.Name, &corev1.PodLogOptions{TailLines: &lines}).DoRaw(ctx)
+		if p.Labels["component"] == "" && p.Labels["azure-workload-identity.io/system"] == "" && p.Labels["app.kubernetes.io/name"] == "" {
+			continue
+		}
+		text, err := b.Lab.Client.CoreV1().Pods(p.Namespace).GetLogs(p.Name, &corev1.PodLogOptions{TailLines: &lines}).DoRaw(ctx)
 		var said strings.Builder
 		for line := range strings.Lines(string(text)) {
 			if !strings.Contains(line, `"msg":"audit"`) && !strings.Contains(line, `"msg":"request refused"`) && !strings.Contains(line, `"msg":"Start`) {
@@ -218,25 +221,33 @@ func (b *bed) seed(t *testing.T, names ...string) {
 // are those of `workload watch`.
 func (b *bed) pod(t *testing.T, name, identity string, args ...string) *watched {
 	t.Helper()
-	if b.pods[name] != nil {
-		t.Fatalf("there was a pod %s before", name)
-	}
 	p := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace},
 		Spec: corev1.PodSpec{
 			RestartPolicy: corev1.RestartPolicyNever, TerminationGracePeriodSeconds: new(int64),
-			Containers: []corev1.Container{{
-				Name: "workload", Image: "lanyard/workload:dev", ImagePullPolicy: corev1.PullIfNotPresent,
-				Args: append([]string{"watch", "--url=http://" + hostIMDS + pathOfPods, "--pause=200ms"}, args...),
-			}},
+			Containers: []corev1.Container{workload("workload", append([]string{"watch", "--url=http://" + hostIMDS + pathOfPods, "--pause=200ms"}, args...)...)},
 		},
 	}
 	if identity != "" {
 		p.Labels = map[string]string{"aadpodidbinding": identity}
 	}
+	return b.watch(t, p, identity)
+}
+
+// workload is a container of cmd/workload.
+func workload(name string, args ...string) corev1.Container {
+	return corev1.Container{Name: name, Image: "lanyard/workload:dev", ImagePullPolicy: corev1.PullIfNotPresent, Args: args}
+}
+
+// watch creates a pod that prints what it gets.
+func (b *bed) watch(t *testing.T, p *corev1.Pod, identity string) *watched {
+	t.Helper()
+	if b.pods[p.Name] != nil {
+		t.Fatalf("there was a pod %s before", p.Name)
+	}
 	must(t, b.Objects.Create(t.Context(), p))
-	w := &watched{name: name, identity: identity}
-	b.pods[name] = w
+	w := &watched{name: p.Name, identity: identity}
+	b.pods[p.Name] = w
 	return w
 }
 
