@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"syscall"
 )
 
 // A Directory is a folder whose content some web server publishes at the
@@ -77,7 +78,8 @@ func (d Directory) Write(_ context.Context, name string, data []byte, _ string) 
 }
 
 // ReplaceFile writes a file below root anew beside the old one and puts it in
-// its place in one step.
+// its place in one step. Whose the old one is, the new one is too: who reads it
+// may be another user than who writes.
 func ReplaceFile(root *os.Root, name string, data []byte, mode fs.FileMode) error {
 	temp := path.Join(path.Dir(name), "."+path.Base(name)+"."+rand.Text()[:8])
 	f, err := root.OpenFile(temp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode)
@@ -86,7 +88,10 @@ func ReplaceFile(root *os.Root, name string, data []byte, mode fs.FileMode) erro
 	}
 	_, err = f.Write(data)
 	if err == nil {
-		err = f.Chmod(mode) // whatever the umask
+		err = keepOwner(root, name, f, mode)
+	}
+	if err == nil {
+		err = f.Chmod(mode) // whatever the umask; after the owner, whose change takes bits away
 	}
 	if err == nil {
 		err = f.Sync()
@@ -98,4 +103,27 @@ func ReplaceFile(root *os.Root, name string, data []byte, mode fs.FileMode) erro
 		return errors.Join(err, root.Remove(temp))
 	}
 	return nil
+}
+
+func keepOwner(root *os.Root, name string, f *os.File, mode fs.FileMode) error {
+	was, err := root.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !was.Mode().IsRegular() {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	is, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	a, b := was.Sys().(*syscall.Stat_t), is.Sys().(*syscall.Stat_t)
+	if a.Uid == b.Uid && a.Gid == b.Gid {
+		return nil
+	}
+	err = f.Chown(int(a.Uid), int(a.Gid))
+	if errors.Is(err, fs.ErrPermission) && mode&0o004 != 0 {
+		return nil // everybody may read it anyhow
+	}
+	return err
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -133,6 +134,8 @@ func (t *turn) runRestart(out io.Writer) func(context.Context, rotation.Step, []
 		cmd := exec.CommandContext(ctx, "sh", "-c", t.restart)
 		cmd.Env = append(os.Environ(), "LANYARD_STEP="+string(step), "LANYARD_KEY_DIR="+t.dir, "LANYARD_API_SERVERS="+strings.Join(servers, " "))
 		cmd.Stdout, cmd.Stderr = out, out
+		// Interrupted between two API servers, it may want to finish the one.
+		cmd.Cancel, cmd.WaitDelay = func() error { return cmd.Process.Signal(syscall.SIGTERM) }, time.Minute
 		return cmd.Run()
 	}
 }

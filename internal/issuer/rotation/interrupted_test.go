@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -308,6 +309,63 @@ func TestARotationTakesNothingForGranted(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 		must(t, w.process(run))
+	})
+	t.Run("a signing key that somebody puts back is switched again, not aborted", func(t *testing.T) {
+		w := newWorld(t, 2)
+		before, err := os.ReadFile(filepath.Join(w.dir, "sa.key"))
+		must(t, err)
+		reach(w, rotation.Wait)
+		w.now = w.now.Add(24 * time.Hour)
+		reach(w, rotation.Drain)
+		w.write("sa.key", string(before))
+		w.restart(0)
+		w.restart(1)
+		if err := w.process(func(r *rotation.Rotation) error { return r.Abort(t.Context()) }); err == nil || !strings.Contains(err.Error(), "tokens of it are in use") {
+			t.Errorf("%v", err)
+		}
+		must(t, w.process(run))
+		s, err := rotation.ReadState(w.dir)
+		must(t, err)
+		if s.Step != rotation.Done || w.servers[0].Signer != s.New || len(w.breaches) > 0 {
+			t.Errorf("%+v, %v", s, w.breaches)
+		}
+	})
+	t.Run("a first step that was interrupted is taken back whole", func(t *testing.T) {
+		w := newWorld(t, 1)
+		err := w.process(func(r *rotation.Rotation) error {
+			r.Tell = func(format string, args ...any) {
+				if strings.HasPrefix(fmt.Sprintf(format, args...), "add is done") {
+					panic(errKilled)
+				}
+			}
+			return r.Run(t.Context())
+		})
+		if !errors.Is(err, errKilled) {
+			t.Fatal(err)
+		}
+		must(t, w.process(func(r *rotation.Rotation) error { return r.Abort(t.Context()) }))
+		if keys, err := issuer.ReadKeys(filepath.Join(w.dir, "sa.pub")); err != nil || len(keys) != 1 || keys[0].ID != w.servers[0].Signer {
+			t.Errorf("%v, %v", issuer.KeyIDs(keys), err)
+		}
+	})
+	t.Run("API servers of another user can read the files afterwards", func(t *testing.T) {
+		w := newWorld(t, 1)
+		group := os.Getegid()
+		if os.Geteuid() == 0 {
+			group = 4711
+		}
+		for name, mode := range map[string]os.FileMode{"sa.key": 0o640, "sa.pub": 0o644} {
+			must(t, os.Chown(filepath.Join(w.dir, name), os.Geteuid(), group))
+			must(t, os.Chmod(filepath.Join(w.dir, name), mode))
+		}
+		must(t, w.process(run))
+		for name, mode := range map[string]os.FileMode{"sa.key": 0o640, "sa.pub": 0o644} {
+			info, err := os.Stat(filepath.Join(w.dir, name))
+			must(t, err)
+			if got := int(info.Sys().(*syscall.Stat_t).Gid); info.Mode().Perm() != mode || got != group {
+				t.Errorf("%s is %s of group %d, want %s of %d", name, info.Mode(), got, mode, group)
+			}
+		}
 	})
 	t.Run("keys of others in the bundle stay", func(t *testing.T) {
 		w := newWorld(t, 1)

@@ -111,8 +111,9 @@ func (d *KeyDir) read(name string) ([]byte, error) {
 	if !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s in %s is not a regular file (%s): put the file itself there", name, d.Path, info.Mode().Type())
 	}
-	if name != Bundle && name != formerBundle && info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("others may read %s in %s: a key that others may have read must not sign; if nobody has, chmod 600 it", name, d.Path)
+	// The API server may run as a user of its own, who is in the file's group.
+	if name != Bundle && name != formerBundle && info.Mode().Perm()&0o037 != 0 {
+		return nil, fmt.Errorf("others may read %s in %s: a key that others may have read must not sign; if nobody has, take that away (chmod o= %[1]s)", name, d.Path)
 	}
 	f, err := d.root.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -126,11 +127,17 @@ func (d *KeyDir) read(name string) ([]byte, error) {
 	return data, err
 }
 
+// write replaces a file. What the API servers read stays readable for whom it was.
 func (d *KeyDir) write(name string, data []byte) error {
-	if info, err := d.root.Lstat(name); err == nil && !info.Mode().IsRegular() {
+	mode := fs.FileMode(0o600)
+	info, err := d.root.Lstat(name)
+	switch {
+	case err == nil && !info.Mode().IsRegular():
 		return fmt.Errorf("%s in %s is not a regular file: it is not replaced", name, d.Path)
+	case err == nil && (name == Bundle || name == SigningKey):
+		mode = info.Mode().Perm() &^ 0o022
 	}
-	if err := issuer.ReplaceFile(d.root, name, data, 0o600); err != nil {
+	if err := issuer.ReplaceFile(d.root, name, data, mode); err != nil {
 		return fmt.Errorf("writing %s in %s: %w", name, d.Path, err)
 	}
 	return nil

@@ -186,9 +186,13 @@ func (r *Rotation) step(ctx context.Context) (next Step, err error) {
 		return r.wait(ctx)
 	case Switch:
 		return r.switchSigner(ctx)
-	case Drain:
-		return Remove, r.drain(ctx)
-	case Remove:
+	case Drain, Remove:
+		if ok, err := r.signsAnew(); err != nil || !ok {
+			return Switch, err
+		}
+		if r.state.Step == Drain {
+			return Remove, r.drain(ctx)
+		}
 		return Retract, r.remove(ctx)
 	case Retract:
 		return Done, r.retract(ctx, r.state.Old)
@@ -217,8 +221,8 @@ func (r *Rotation) Abort(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if r.state.New != "" && (signs == r.state.New || slices.ContainsFunc(servers, func(s issuer.APIServer) bool { return s.Signer == r.state.New })) {
-			return fmt.Errorf("the new key %s signs already, and tokens of it are in use: go on with lanyard issuer rotate; when it is finished, the next rotation replaces this key", r.state.New)
+		if r.state.New != "" && (slices.Index(order, r.state.Step) > slices.Index(order, Switch) || signs == r.state.New || slices.ContainsFunc(servers, func(s issuer.APIServer) bool { return s.Signer == r.state.New })) {
+			return fmt.Errorf("the new key %s signs already, or has, and tokens of it are in use: go on with lanyard issuer rotate; when it is finished, the next rotation replaces this key", r.state.New)
 		}
 		if err := r.enter(Abort); err != nil {
 			return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 	"time"
@@ -167,6 +168,17 @@ func (r *Rotation) ready(ctx context.Context) (back Step, err error) {
 	return back, err
 }
 
+// signsAnew reports whether sa.key is still the new key. Somebody may have put
+// another one back by hand: then the API servers would never sign with the new.
+func (r *Rotation) signsAnew() (bool, error) {
+	signs, err := r.Dir.keyID(SigningKey)
+	if err != nil || signs == r.state.New {
+		return err == nil, err
+	}
+	r.tell("%s in %s is %s and not the new key any more: switching again", SigningKey, r.Dir.Path, signs)
+	return false, nil
+}
+
 // drain waits until tokens of the old key have ended. An API server that is
 // seen to sign with it again starts the time anew.
 func (r *Rotation) drain(ctx context.Context) error {
@@ -251,8 +263,15 @@ func (r *Rotation) retract(ctx context.Context, kid string) error {
 
 // takeBack is the way back from before the switch.
 func (r *Rotation) takeBack(ctx context.Context) error {
-	if r.state.New == "" {
-		return r.Dir.remove(nextKey, formerKey, formerBundle)
+	if r.state.New == "" { // interrupted in its first step, perhaps with the key in the bundle already
+		id, err := r.Dir.keyID(nextKey)
+		if errors.Is(err, fs.ErrNotExist) {
+			return r.Dir.remove(formerKey, formerBundle)
+		}
+		if err != nil {
+			return err
+		}
+		r.state.New = id
 	}
 	if err := r.Dir.setBundle(nil, r.state.New); err != nil {
 		return err
