@@ -12,6 +12,7 @@ import (
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
@@ -38,20 +39,26 @@ type bound struct {
 	uid  types.UID
 }
 
+// errForGood is wrapped by what waiting does not help.
+var errForGood = errors.New("that does not change by itself")
+
 // exchange gets a token of the service account and exchanges it for one of the
 // identity.
 func (m *Mover) exchange(ctx context.Context, namespace, account, audience string, pod bound, id migrate.Identity) (Claims, error) {
+	if id.TenantID == "" {
+		return Claims{}, fmt.Errorf("%w: the tenant of %s is not known: give --tenant-id", errForGood, id.AzureIdentity)
+	}
 	seconds := int64(tokenLifetime)
 	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{Audiences: []string{audience}, ExpirationSeconds: &seconds}}
 	if pod.name != "" {
 		request.Spec.BoundObjectRef = &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: pod.name, UID: pod.uid}
 	}
 	got, err := m.Kube.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, account, request, metav1.CreateOptions{})
+	if apierrors.IsForbidden(err) {
+		err = fmt.Errorf("%w: %w", errForGood, err)
+	}
 	if err != nil {
 		return Claims{}, fmt.Errorf("asking for a token of service account %s/%s (it needs the verb create on serviceaccounts/token): %w", namespace, account, err)
-	}
-	if id.TenantID == "" {
-		return Claims{}, fmt.Errorf("the tenant of %s is not known: give --tenant-id", id.AzureIdentity)
 	}
 	app := entra.Application{Authority: m.Authority, Tenant: id.TenantID, ClientID: id.ClientID}
 	t, err := m.Entra.Token(ctx, app, entra.Assertion(got.Status.Token), m.resourceName())
@@ -118,7 +125,7 @@ func (m *Mover) usable(ctx context.Context, p migrate.Plan, a migrate.Account) e
 			case ctx.Err() != nil:
 				return false, err
 			default:
-				return errors.Is(err, entra.ErrUnusable), err
+				return errors.Is(err, entra.ErrUnusable) || errors.Is(err, errForGood), err
 			}
 		})
 		cancel()

@@ -4,12 +4,15 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
 	"github.com/lanyard-id/lanyard/api/workloadidentity"
@@ -146,5 +149,25 @@ func TestACredentialOfAnotherClusterIsNotTaken(t *testing.T) {
 	}
 	if len(b.azure.credentials) == 0 || b.azure.credentials[len(b.azure.credentials)-1] != theirs {
 		t.Errorf("%v", b.azure.credentials)
+	}
+}
+
+// Who lacks a right is told at once, and not after the timeout.
+func TestWhatWaitingDoesNotHelpEndsAtOnce(t *testing.T) {
+	b := newBed(t)
+	b.Timeout = time.Hour
+	account := migrate.Account{Namespace: b.namespace, Name: "app", Identities: []migrate.Identity{{AzureIdentity: "blue", Parent: b.azure.parent()}}}
+	account.Identities[0].TenantID = ""
+	if err := b.usable(t.Context(), migrate.Plan{Audience: workloadidentity.Audience}, account); err == nil || !strings.Contains(err.Error(), "--tenant-id") {
+		t.Errorf("%v", err)
+	}
+	config := rest.CopyConfig(cluster.Config(t))
+	config.Impersonate.UserName = "nobody-in-particular"
+	var err error
+	b.Kube, err = kubernetes.NewForConfig(config)
+	must(t, err)
+	account.Identities[0].TenantID = tenant
+	if err := b.usable(t.Context(), migrate.Plan{Audience: workloadidentity.Audience}, account); err == nil || !strings.Contains(err.Error(), "create on serviceaccounts/token") {
+		t.Errorf("%v", err)
 	}
 }
