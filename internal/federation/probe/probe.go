@@ -62,6 +62,7 @@ type Controller struct {
 	mu       sync.Mutex
 	attempts map[types.NamespacedName]attempt
 	until    time.Time // Entra is left alone
+	pinned   time.Time // when the admission policy is looked at next
 }
 
 // An attempt is the last one; it may be forgotten at any time.
@@ -235,6 +236,7 @@ func (c *Controller) try(ctx context.Context, f *lanyard.FederatedIdentity, age 
 	seconds := int64(lifetime / time.Second)
 	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{Audiences: []string{f.Status.Audience}, ExpirationSeconds: &seconds}}
 	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: f.Namespace, Name: f.Spec.ServiceAccountName}}
+	c.checkPinned(ctx, account)
 	if err := c.Client.SubResource("token").Create(ctx, account, request); err != nil {
 		if apierrors.IsForbidden(err) || apierrors.IsInvalid(err) {
 			return finding{reason: reasonTokenRefused, wait: most, message: "the API server gives the controller no token of the service account: " + err.Error()}
