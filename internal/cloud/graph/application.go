@@ -153,6 +153,7 @@ type applicationInput struct {
 	displayName, audience *string
 	uris                  *[]string
 	keys                  *[]keyInput
+	owners                []string // URLs of directory objects; a POST only
 	settings              directory.Settings
 }
 
@@ -181,6 +182,8 @@ func (c *call) readApplication() (in applicationInput, err error) {
 			err = member(name, raw, &in.uris)
 		case "keyCredentials":
 			err = member(name, raw, &in.keys)
+		case "owners@odata.bind":
+			err = member(name, raw, &in.owners)
 		case "passwordCredentials":
 			var none []json.RawMessage
 			if err = member(name, raw, &none); err == nil && len(none) > 0 {
@@ -235,15 +238,15 @@ func (c *call) createApplication() (answer, error) {
 	if in.displayName == nil || *in.displayName == "" {
 		return answer{}, badRequest("A value is required for property 'displayName' of resource 'Application'.")
 	}
+	owners, err := c.firstOwners(in.owners)
+	if err != nil {
+		return answer{}, err
+	}
 	app, err := directory.RegisterApplication(c.tx, *in.displayName)
 	if err != nil {
 		return answer{}, asFault(err)
 	}
 	c.id = app.ObjectID
-	var owners []string
-	if !c.access.changeAll {
-		owners = []string{c.caller.ObjectID} // else it could not change what it made
-	}
 	if _, err := directory.UpdateApplication(c.tx, c.id, func(a *directory.Application) { a.Created, a.Owners = c.now, owners }); err != nil {
 		return answer{}, asFault(err)
 	}
@@ -261,6 +264,9 @@ func (c *call) patchApplication() (answer, error) {
 	in, err := c.readApplication()
 	if err != nil {
 		return answer{}, err
+	}
+	if in.owners != nil {
+		return answer{}, badRequest("Property owners cannot be changed like this: use owners/$ref.")
 	}
 	return answer{status: http.StatusNoContent}, c.applyApplication(in)
 }
@@ -391,19 +397,4 @@ func (c *call) removePassword() (answer, error) {
 		err = badRequest("No password credential found with keyId: '%s'.", in.KeyID)
 	}
 	return answer{status: http.StatusNoContent}, err
-}
-
-// decodeReference reads the object id in the body of a POST to $ref.
-func (c *call) decodeReference() (string, error) {
-	var in struct {
-		ID string `json:"@odata.id"`
-	}
-	if err := member("@odata.id", c.body, &in); err != nil {
-		return "", err
-	}
-	id := in.ID[strings.LastIndexByte(in.ID, '/')+1:]
-	if uuid.Validate(id) != nil {
-		return "", badRequest("Invalid reference '%.200s': it must be the URL of a directory object.", in.ID)
-	}
-	return strings.ToLower(id), nil
 }

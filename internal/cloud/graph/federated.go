@@ -174,7 +174,7 @@ func (c *call) putFederated(f directory.FederatedCredential) error {
 	case errors.Is(err, directory.ErrFederatedLimit):
 		e = badRequest("The maximum number of federated identity credentials of an application (%d) has been reached. Delete one first.", directory.MaxFederatedCredentials)
 	case errors.Is(err, directory.ErrFederatedName):
-		e = badRequest("Federated Identity Credential name '%.200s' is invalid: %v.", f.Name, err)
+		e = badRequest("Federated Identity Credential name '%.200s' is invalid: 3 to 120 letters, digits, '-' and '_', the first one a letter or digit.", f.Name)
 	case errors.Is(err, directory.ErrFederatedAudience):
 		e = badRequest("Federated identity credentials must have exactly one audience.")
 	default:

@@ -95,9 +95,14 @@ func (c *call) getPrincipal() (answer, error) {
 
 func (c *call) createPrincipal() (answer, error) {
 	var in struct {
-		AppID string `json:"appId"`
+		AppID  string   `json:"appId"`
+		Owners []string `json:"owners@odata.bind"`
 	}
 	if err := member("appId", c.body, &in); err != nil {
+		return answer{}, err
+	}
+	owners, err := c.firstOwners(in.Owners)
+	if err != nil {
 		return answer{}, err
 	}
 	if uuid.Validate(in.AppID) != nil {
@@ -120,10 +125,8 @@ func (c *call) createPrincipal() (answer, error) {
 		return answer{}, asFault(err)
 	}
 	c.id = sp.ID
-	if !c.access.changeAll {
-		if err := directory.UpdateServicePrincipal(c.tx, sp.ID, func(p *directory.ServicePrincipal) { p.Owners = []string{c.caller.ObjectID} }); err != nil {
-			return answer{}, err
-		}
+	if err := directory.UpdateServicePrincipal(c.tx, sp.ID, func(p *directory.ServicePrincipal) { p.Owners = owners }); err != nil {
+		return answer{}, err
 	}
 	_, o, err := c.principal()
 	if err != nil {
@@ -163,62 +166,5 @@ func (c *call) deletePrincipal() (answer, error) {
 		return answer{}, badRequest("The service principal '%s' belongs to a managed identity and cannot be deleted here: delete the resource %s.", sp.ID, sp.ResourceID)
 	}
 	_, err = directory.DeleteServicePrincipal(c.tx, sp.ID)
-	return answer{status: http.StatusNoContent}, err
-}
-
-// owners are those of the resolved object.
-func (c *call) owners() ([]string, error) {
-	sp, ok, err := directory.ServicePrincipalByID(c.tx, c.id)
-	if err != nil || ok {
-		return sp.Owners, err
-	}
-	app, _, err := directory.ApplicationByID(c.tx, c.id)
-	return app.Owners, err
-}
-
-func (c *call) listOwners() (answer, error) {
-	ids, err := c.owners()
-	if err != nil {
-		return answer{}, err
-	}
-	all, err := c.objects(ids, nil)
-	if err != nil {
-		return answer{}, err
-	}
-	return c.list("directoryObjects", all)
-}
-
-func (c *call) addOwner() (answer, error) {
-	id, err := c.decodeReference()
-	if err != nil {
-		return answer{}, err
-	}
-	if _, ok, err := directory.ServicePrincipalByID(c.tx, id); err != nil {
-		return answer{}, err
-	} else if !ok {
-		return answer{}, notFound(id)
-	}
-	have, err := c.owners()
-	if err != nil {
-		return answer{}, err
-	}
-	if slices.Contains(have, id) {
-		return answer{}, badRequest("One or more added object references already exist for the following modified properties: 'owners'.")
-	}
-	_, err = directory.UpdateApplication(c.tx, c.id, func(a *directory.Application) { a.Owners = append(a.Owners, id) })
-	return answer{status: http.StatusNoContent}, err
-}
-
-func (c *call) removeOwner() (answer, error) {
-	have, err := c.owners()
-	if err != nil {
-		return answer{}, err
-	}
-	if !slices.Contains(have, c.sub) {
-		return answer{}, notFound(c.sub)
-	}
-	_, err = directory.UpdateApplication(c.tx, c.id, func(a *directory.Application) {
-		a.Owners = slices.DeleteFunc(a.Owners, func(id string) bool { return id == c.sub })
-	})
 	return answer{status: http.StatusNoContent}, err
 }
