@@ -230,6 +230,7 @@ func TestConditions(t *testing.T) {
 		{"nothing newer", get, map[string]string{"If-Modified-Since": first.Header.Get("Last-Modified")}, 304, "ConditionNotMet"},
 		{"a range", get, map[string]string{"Range": "bytes=1-2"}, 206, ""},
 		{"a range to the end", get, map[string]string{"x-ms-range": "bytes=2-"}, 206, ""},
+		{"a range that is all of it and more", get, map[string]string{"x-ms-range": "bytes=0-33554431"}, 206, ""},
 		{"a range behind the end", get, map[string]string{"Range": "bytes=9-"}, 416, "InvalidRange"},
 		{"a range that is none", get, map[string]string{"Range": "lines=1-2"}, 200, ""},
 		{"the version that is there is replaced", put, map[string]string{"If-Match": tag}, 201, ""},
@@ -239,10 +240,12 @@ func TestConditions(t *testing.T) {
 			t.Errorf("%s: %d %s, want %d %s", tt.name, r.StatusCode, r.Header.Get("x-ms-error-code"), tt.status, tt.code)
 		}
 	}
-	r := get(map[string]string{"Range": "bytes=1-2"})
-	body, _ := io.ReadAll(r.Body)
-	if string(body) != "ex" || r.Header.Get("Content-Range") != "bytes 1-2/4" {
-		t.Errorf("%q %v", body, r.Header)
+	for asked, want := range map[string][2]string{"bytes=1-2": {"ex", "bytes 1-2/4"}, "bytes=0-33554431": {"text", "bytes 0-3/4"}} {
+		r := get(map[string]string{"Range": asked})
+		body, _ := io.ReadAll(r.Body)
+		if string(body) != want[0] || r.Header.Get("Content-Range") != want[1] {
+			t.Errorf("%s: %q %v", asked, body, r.Header)
+		}
 	}
 	tagNow := get(nil).Header.Get("ETag")
 	var wg sync.WaitGroup

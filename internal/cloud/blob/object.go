@@ -210,7 +210,7 @@ func (c *call) get() (answer, error) {
 	if c.query.Get("comp") == "metadata" {
 		return a, nil
 	}
-	start, end, err := c.span(b.Size)
+	start, end, part, err := c.span(b.Size)
 	if err != nil {
 		return answer{}, err
 	}
@@ -225,7 +225,7 @@ func (c *call) get() (answer, error) {
 		}
 	}
 	sum := base64.StdEncoding.EncodeToString(b.Headers.MD5)
-	if end-start < b.Size {
+	if part {
 		a.status = http.StatusPartialContent
 		a.header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", start, end-1, b.Size))
 		if sum != "" {
@@ -238,34 +238,35 @@ func (c *call) get() (answer, error) {
 	return a, err
 }
 
-// span is the part of the blob that the request asks for, as the bytes from start to before end.
-func (c *call) span(size int64) (start, end int64, err error) {
+// span is the part of the blob that the request asks for, as the bytes from start to before end. A part may be all of it: a reader
+// that asks for the first 32 MiB learns the size of the blob from Content-Range, which only an answer with a part has.
+func (c *call) span(size int64) (start, end int64, part bool, err error) {
 	text := c.header.Get("x-ms-range")
 	if text == "" {
 		text = c.header.Get("Range")
 	}
 	if text == "" {
-		return 0, size, nil
+		return 0, size, false, nil
 	}
 	first, last, ok := strings.Cut(strings.TrimPrefix(text, "bytes="), "-")
 	start, errStart := strconv.ParseInt(first, 10, 64)
 	if !strings.HasPrefix(text, "bytes=") || !ok || errStart != nil || start < 0 {
-		return 0, size, nil // a range that is not understood is ignored (RFC 9110, section 14.2)
+		return 0, size, false, nil // a range that is not understood is ignored (RFC 9110, section 14.2)
 	}
 	end = size
 	if last != "" {
 		n, err := strconv.ParseInt(last, 10, 64)
 		if err != nil || n < start {
-			return 0, size, nil
+			return 0, size, false, nil
 		}
 		if n < size-1 {
 			end = n + 1
 		}
 	}
 	if start >= size {
-		return 0, 0, fault(http.StatusRequestedRangeNotSatisfiable, "InvalidRange", "The range specified is invalid for the current size of the resource.")
+		return 0, 0, false, fault(http.StatusRequestedRangeNotSatisfiable, "InvalidRange", "The range specified is invalid for the current size of the resource.")
 	}
-	return start, end, nil
+	return start, end, true, nil
 }
 
 // setProperties replaces what the blob says of itself.
