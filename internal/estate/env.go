@@ -38,6 +38,7 @@ func CloudEnv(proxy, ca, azureConfig string) Env {
 		{"REQUESTS_CA_BUNDLE", ca},  // Python, az
 		{"AZURE_CONFIG_DIR", azureConfig},
 		{"AZURE_CORE_COLLECT_TELEMETRY", "no"},
+		{"AZURE_STORAGE_AUTH_MODE", "login"}, // az storage: the cloud's accounts have no keys
 	}
 }
 
