@@ -19,6 +19,7 @@ import (
 
 	"github.com/lanyard-id/lanyard/internal/entra"
 	"github.com/lanyard-id/lanyard/internal/migrate"
+	"github.com/lanyard-id/lanyard/internal/migrate/move/survey"
 )
 
 // tokenLifetime is that of a service-account token for one exchange; the API
@@ -143,7 +144,7 @@ func (m *Mover) usable(ctx context.Context, p migrate.Plan, a migrate.Account) e
 // whyNotFederated tells what the federation controller says.
 func (m *Mover) whyNotFederated(ctx context.Context, a migrate.Account) error {
 	gvr, _ := migrate.ResourceOf(migrate.KindFederatedIdentity)
-	list, err := m.list(ctx, gvr, a.Namespace, migrate.KindFederatedIdentity)
+	list, err := survey.List(ctx, m.Objects, gvr, a.Namespace, migrate.KindFederatedIdentity)
 	if err != nil {
 		return err
 	}

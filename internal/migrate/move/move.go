@@ -12,11 +12,13 @@
 package move
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -30,15 +32,8 @@ import (
 	"github.com/lanyard-id/lanyard/internal/federated"
 	"github.com/lanyard-id/lanyard/internal/migrate"
 	"github.com/lanyard-id/lanyard/internal/migrate/move/record"
-	"github.com/lanyard-id/lanyard/internal/token"
+	"github.com/lanyard-id/lanyard/internal/migrate/move/survey"
 )
-
-// A Directory tells of identities in Azure. A *federated.Client is one.
-type Directory interface {
-	Find(ctx context.Context, clientID string) (federated.Parent, error)
-	FindResource(ctx context.Context, resourceID string) (federated.Parent, error)
-	List(ctx context.Context, p federated.Parent) ([]federated.Credential, error)
-}
 
 // A Writer makes and removes federated credentials. A *federated.Client is one.
 type Writer interface {
@@ -46,18 +41,13 @@ type Writer interface {
 	Delete(ctx context.Context, p federated.Parent, name string) (existed bool, err error)
 }
 
-// An Exchanger asks Entra for tokens. An *entra.Client is one.
-type Exchanger interface {
-	Token(ctx context.Context, app entra.Application, cred entra.Credential, resource string) (token.Token, error)
-}
-
 // A Mover works on one cluster. Objects, Kube and Entra must be set.
 type Mover struct {
 	Objects dynamic.Interface
 	Kube    kubernetes.Interface
-	Azure   Directory // nil: Azure is not asked
-	Writer  Writer    // nil: no credential is made or removed
-	Entra   Exchanger
+	Azure   survey.Directory // nil: Azure is not asked
+	Writer  Writer           // nil: no credential is made or removed
+	Entra   survey.Exchanger
 
 	Authority string        // of Entra; empty means the public cloud's
 	Resource  string        // that tokens are asked for; empty means Resource Manager of the public cloud
@@ -132,6 +122,41 @@ func (m *Mover) records() record.Store { return record.Store{Kube: m.Kube, Manag
 func (m *Mover) Records(ctx context.Context, namespace string) ([]*record.Record, error) {
 	return m.records().List(ctx, namespace)
 }
+
+func (m *Mover) survey() *survey.Survey {
+	return &survey.Survey{Objects: m.Objects, Kube: m.Kube, Azure: m.Azure, Entra: m.Entra, Authority: m.Authority, Resource: m.resourceName(), Audit: m.Audit, Step: m.step}
+}
+
+// Read reads what a plan is made from. Bindings and identities are those of the
+// whole cluster, because they reach across namespaces.
+func (m *Mover) Read(ctx context.Context, o migrate.Options) (migrate.World, error) {
+	return m.survey().Read(ctx, o)
+}
+
+// Workloads are the names, as KIND/NAME, of what has pods in a namespace and
+// stands for itself.
+func (m *Mover) Workloads(ctx context.Context, namespace string) ([]string, error) {
+	return m.survey().Workloads(ctx, namespace)
+}
+
+// Issuer returns the issuer of the cluster's service-account tokens. One that
+// Entra cannot reach is an error.
+func (m *Mover) Issuer(ctx context.Context) (string, error) {
+	issuer, err := m.survey().Issuer(ctx)
+	if err == nil && (!strings.HasPrefix(issuer, "https://") || strings.Contains(issuer, "://kubernetes.default")) {
+		err = fmt.Errorf("the cluster's issuer is %s, which Entra cannot reach: publish it first (lanyard issuer --help)", issuer)
+	}
+	return issuer, err
+}
+
+func (m *Mover) resourceName() string { return cmp.Or(m.Resource, "https://management.azure.com") }
+
+// check the interfaces here rather than where they are used.
+var (
+	_ survey.Directory = (*federated.Client)(nil)
+	_ Writer           = (*federated.Client)(nil)
+	_ survey.Exchanger = (*entra.Client)(nil)
+)
 
 // ErrEdited is wrapped by errors that say that somebody else has changed an
 // object meanwhile.

@@ -32,6 +32,7 @@ import (
 	"github.com/lanyard-id/lanyard/internal/federated"
 	"github.com/lanyard-id/lanyard/internal/lab/labtest"
 	"github.com/lanyard-id/lanyard/internal/migrate"
+	"github.com/lanyard-id/lanyard/internal/migrate/move/survey"
 	"github.com/lanyard-id/lanyard/internal/token"
 	"github.com/lanyard-id/lanyard/internal/webhook"
 	"github.com/lanyard-id/lanyard/internal/webhook/mutation"
@@ -242,7 +243,7 @@ func (b *bed) snapshot(t *testing.T) map[string]string {
 	all := map[string]string{}
 	for _, kind := range []string{"Deployment", migrate.KindServiceAccount, migrate.KindRoleBinding} {
 		gvr, _ := migrate.ResourceOf(kind)
-		list, err := b.list(t.Context(), gvr, b.namespace, kind)
+		list, err := survey.List(t.Context(), b.Objects, gvr, b.namespace, kind)
 		must(t, err)
 		for _, o := range list {
 			all[kind+"/"+o.GetName()] = string(text(t, o))

@@ -16,6 +16,7 @@ import (
 	"github.com/lanyard-id/lanyard/api/workloadidentity"
 	"github.com/lanyard-id/lanyard/internal/migrate"
 	"github.com/lanyard-id/lanyard/internal/migrate/move/record"
+	"github.com/lanyard-id/lanyard/internal/migrate/move/survey"
 )
 
 // Edits say what a rollback does with what others have changed meanwhile.
@@ -114,7 +115,7 @@ func (m *Mover) needed(ctx context.Context, r *record.Record, w *withdrawal) (st
 	if !read {
 		gvr, _ := migrate.ResourceOf("Pod")
 		var err error
-		if pods, err = m.list(ctx, gvr, r.Namespace, "Pod"); err != nil {
+		if pods, err = survey.List(ctx, m.Objects, gvr, r.Namespace, "Pod"); err != nil {
 			return "", err
 		}
 		w.pods[r.Namespace] = pods
@@ -340,7 +341,7 @@ func (m *Mover) removeCredential(ctx context.Context, c migrate.NewCredential, w
 	}
 	if w.Issuer == "" {
 		var err error
-		if w.Issuer, err = m.issuer(ctx); err != nil {
+		if w.Issuer, err = m.survey().Issuer(ctx); err != nil {
 			return err
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/lanyard-id/lanyard/api/workloadidentity"
 	"github.com/lanyard-id/lanyard/internal/migrate"
 	"github.com/lanyard-id/lanyard/internal/migrate/move/record"
+	"github.com/lanyard-id/lanyard/internal/migrate/move/survey"
 )
 
 // A Verdict is what a verification found out of one workload.
@@ -83,7 +84,7 @@ func (m *Mover) podsOf(ctx context.Context, namespace string) (map[migrate.Ref][
 	all := map[migrate.Ref]*unstructured.Unstructured{}
 	var pods []*unstructured.Unstructured
 	for _, k := range migrate.Kinds() {
-		list, err := m.list(ctx, k.Resource, namespace, k.Kind)
+		list, err := survey.List(ctx, m.Objects, k.Resource, namespace, k.Kind)
 		if err != nil {
 			return nil, err
 		}

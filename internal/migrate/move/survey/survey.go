@@ -1,4 +1,7 @@
-package move
+// Package survey reads what a migration is planned from: objects of the cluster,
+// what nmi has recorded, and what Azure knows of the identities. It changes
+// nothing.
+package survey
 
 import (
 	"cmp"
@@ -16,43 +19,72 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
 
 	v1 "github.com/lanyard-id/lanyard/api/aadpodidentity/v1"
 	"github.com/lanyard-id/lanyard/internal/credential"
 	"github.com/lanyard-id/lanyard/internal/entra"
 	"github.com/lanyard-id/lanyard/internal/federated"
 	"github.com/lanyard-id/lanyard/internal/migrate"
+	"github.com/lanyard-id/lanyard/internal/token"
 )
+
+// A Directory tells of identities in Azure. A *federated.Client is one.
+type Directory interface {
+	Find(ctx context.Context, clientID string) (federated.Parent, error)
+	FindResource(ctx context.Context, resourceID string) (federated.Parent, error)
+	List(ctx context.Context, p federated.Parent) ([]federated.Credential, error)
+}
+
+// An Exchanger asks Entra for tokens. An *entra.Client is one.
+type Exchanger interface {
+	Token(ctx context.Context, app entra.Application, cred entra.Credential, resource string) (token.Token, error)
+}
+
+// A Survey reads one cluster. Objects, Kube, Entra, Resource and Step must be set.
+type Survey struct {
+	Objects dynamic.Interface
+	Kube    kubernetes.Interface
+	Azure   Directory // nil: Azure is not asked
+	Entra   Exchanger
+
+	Authority string    // of Entra; empty means the public cloud's
+	Resource  string    // that tokens are asked for
+	Audit     io.Reader // nmi's log; nil means the logs of nmi's pods
+
+	Step func(format string, args ...any) // tells what could not be read
+}
 
 // Read reads what a plan is made from. Bindings and identities are those of the
 // whole cluster, because they reach across namespaces.
-func (m *Mover) Read(ctx context.Context, o migrate.Options) (migrate.World, error) {
+func (v *Survey) Read(ctx context.Context, o migrate.Options) (migrate.World, error) {
 	var w migrate.World
-	identities, err := listAs[v1.AzureIdentity](ctx, m, "azureidentities", (*v1.AzureIdentity).Normalize)
+	identities, err := listAs[v1.AzureIdentity](ctx, v, "azureidentities", (*v1.AzureIdentity).Normalize)
 	if err != nil {
 		return w, err
 	}
 	w.Identities = identities
-	if w.Bindings, err = listAs[v1.AzureIdentityBinding](ctx, m, "azureidentitybindings", (*v1.AzureIdentityBinding).Normalize); err != nil {
+	if w.Bindings, err = listAs[v1.AzureIdentityBinding](ctx, v, "azureidentitybindings", (*v1.AzureIdentityBinding).Normalize); err != nil {
 		return w, err
 	}
-	if w.Exceptions, err = listAs[v1.AzurePodIdentityException](ctx, m, "azurepodidentityexceptions", (*v1.AzurePodIdentityException).Normalize); err != nil {
+	if w.Exceptions, err = listAs[v1.AzurePodIdentityException](ctx, v, "azurepodidentityexceptions", (*v1.AzurePodIdentityException).Normalize); err != nil {
 		return w, err
 	}
 	for _, k := range migrate.Kinds() {
-		list, err := m.list(ctx, k.Resource, o.Namespace, k.Kind)
+		list, err := List(ctx, v.Objects, k.Resource, o.Namespace, k.Kind)
 		if err != nil {
 			return w, err
 		}
 		w.Workloads = append(w.Workloads, list...)
 	}
 	gvr, _ := migrate.ResourceOf(migrate.KindServiceAccount)
-	if w.Accounts, err = m.list(ctx, gvr, o.Namespace, migrate.KindServiceAccount); err != nil {
+	if w.Accounts, err = List(ctx, v.Objects, gvr, o.Namespace, migrate.KindServiceAccount); err != nil {
 		return w, err
 	}
 	if o.Federation == migrate.FederationController {
 		gvr, _ := migrate.ResourceOf(migrate.KindFederatedIdentity)
-		w.Federated, err = m.list(ctx, gvr, o.Namespace, migrate.KindFederatedIdentity)
+		w.Federated, err = List(ctx, v.Objects, gvr, o.Namespace, migrate.KindFederatedIdentity)
 		if apierrors.IsNotFound(err) {
 			return w, fmt.Errorf("this cluster does not have the federation controller: install it, or use --federation=azure (%w)", err)
 		}
@@ -62,26 +94,27 @@ func (m *Mover) Read(ctx context.Context, o migrate.Options) (migrate.World, err
 	}
 	for _, kind := range []string{migrate.KindRoleBinding, migrate.KindClusterRoleBinding} {
 		gvr, _ := migrate.ResourceOf(kind)
-		list, err := m.list(ctx, gvr, "", kind)
+		list, err := List(ctx, v.Objects, gvr, "", kind)
 		if err != nil {
 			return w, err
 		}
 		w.Roles = append(w.Roles, list...)
 	}
-	if w.Requests, err = m.audit(ctx); err != nil {
+	if w.Requests, err = v.audit(ctx); err != nil {
 		return w, err
 	}
 	needed := migrate.Needed(w, o)
-	w.Azure = m.facts(ctx, needed, o)
-	w.Proven, err = m.proven(ctx, w, needed)
+	w.Azure = v.facts(ctx, needed, o)
+	w.Proven, err = v.proven(ctx, w, needed)
 	return w, err
 }
 
-func (m *Mover) list(ctx context.Context, gvr schema.GroupVersionResource, namespace, kind string) ([]*unstructured.Unstructured, error) {
+// List lists objects of a kind, a page at a time.
+func List(ctx context.Context, objects dynamic.Interface, gvr schema.GroupVersionResource, namespace, kind string) ([]*unstructured.Unstructured, error) {
 	var all []*unstructured.Unstructured
 	options := metav1.ListOptions{Limit: 500}
 	for {
-		list, err := m.Objects.Resource(gvr).Namespace(namespace).List(ctx, options)
+		list, err := objects.Resource(gvr).Namespace(namespace).List(ctx, options)
 		if err != nil {
 			return nil, fmt.Errorf("listing %s: %w", gvr.Resource, err)
 		}
@@ -98,8 +131,8 @@ func (m *Mover) list(ctx context.Context, gvr schema.GroupVersionResource, names
 }
 
 // listAs lists objects of Pod Identity in all namespaces.
-func listAs[T any](ctx context.Context, m *Mover, resource string, normalize func(*T)) ([]*T, error) {
-	list, err := m.list(ctx, v1.GroupVersion().WithResource(resource), "", "")
+func listAs[T any](ctx context.Context, v *Survey, resource string, normalize func(*T)) ([]*T, error) {
+	list, err := List(ctx, v.Objects, v1.GroupVersion().WithResource(resource), "", "")
 	if apierrors.IsNotFound(err) {
 		return nil, fmt.Errorf("this cluster does not have the custom resources of Pod Identity v1: there is nothing to migrate (%w)", err)
 	}
@@ -123,13 +156,13 @@ const maxLog = 32 << 20
 
 // audit reads what nmi has recorded. Pods whose log cannot be read are passed
 // over: then there is less evidence.
-func (m *Mover) audit(ctx context.Context) ([]migrate.Request, error) {
-	if m.Audit != nil {
-		return migrate.ReadAudit(m.Audit)
+func (v *Survey) audit(ctx context.Context) ([]migrate.Request, error) {
+	if v.Audit != nil {
+		return migrate.ReadAudit(v.Audit)
 	}
 	var all []migrate.Request
 	for _, selector := range []string{"component=nmi", "app.kubernetes.io/component=nmi"} {
-		pods, err := m.Kube.CoreV1().Pods("").List(ctx, metav1.ListOptions{LabelSelector: selector})
+		pods, err := v.Kube.CoreV1().Pods("").List(ctx, metav1.ListOptions{LabelSelector: selector})
 		if err != nil {
 			return nil, fmt.Errorf("listing the pods of nmi: %w", err)
 		}
@@ -137,9 +170,9 @@ func (m *Mover) audit(ctx context.Context) ([]migrate.Request, error) {
 			if !isNMI(&pods.Items[i]) {
 				continue
 			}
-			found, err := m.auditOf(ctx, &pods.Items[i])
+			found, err := v.auditOf(ctx, &pods.Items[i])
 			if err != nil {
-				m.step("the log of pod %s/%s tells nothing: %v", pods.Items[i].Namespace, pods.Items[i].Name, err)
+				v.Step("the log of pod %s/%s tells nothing: %v", pods.Items[i].Namespace, pods.Items[i].Name, err)
 				continue
 			}
 			all = append(all, found...)
@@ -152,9 +185,9 @@ func (m *Mover) audit(ctx context.Context) ([]migrate.Request, error) {
 // but not the host's network.
 func isNMI(p *corev1.Pod) bool { return p.Spec.HostNetwork && p.Spec.NodeName != "" }
 
-func (m *Mover) auditOf(ctx context.Context, p *corev1.Pod) ([]migrate.Request, error) {
+func (v *Survey) auditOf(ctx context.Context, p *corev1.Pod) ([]migrate.Request, error) {
 	lines, limit := int64(200_000), int64(maxLog)
-	log, err := m.Kube.CoreV1().Pods(p.Namespace).GetLogs(p.Name, &corev1.PodLogOptions{TailLines: &lines, LimitBytes: &limit}).Stream(ctx)
+	log, err := v.Kube.CoreV1().Pods(p.Namespace).GetLogs(p.Name, &corev1.PodLogOptions{TailLines: &lines, LimitBytes: &limit}).Stream(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -163,9 +196,9 @@ func (m *Mover) auditOf(ctx context.Context, p *corev1.Pod) ([]migrate.Request, 
 }
 
 // facts asks Azure about identities, a few at a time.
-func (m *Mover) facts(ctx context.Context, needed []*v1.AzureIdentity, o migrate.Options) map[string]migrate.Facts {
+func (v *Survey) facts(ctx context.Context, needed []*v1.AzureIdentity, o migrate.Options) map[string]migrate.Facts {
 	all := map[string]migrate.Facts{}
-	if m.Azure == nil {
+	if v.Azure == nil {
 		return all
 	}
 	var mu sync.Mutex
@@ -178,7 +211,7 @@ func (m *Mover) facts(ctx context.Context, needed []*v1.AzureIdentity, o migrate
 		wg.Go(func() {
 			free <- struct{}{}
 			defer func() { <-free }()
-			f, err := m.factsOf(ctx, id)
+			f, err := v.factsOf(ctx, id)
 			if err != nil {
 				f = migrate.Facts{Problem: err.Error()}
 			}
@@ -191,31 +224,31 @@ func (m *Mover) facts(ctx context.Context, needed []*v1.AzureIdentity, o migrate
 	return all
 }
 
-func (m *Mover) factsOf(ctx context.Context, id *v1.AzureIdentity) (migrate.Facts, error) {
+func (v *Survey) factsOf(ctx context.Context, id *v1.AzureIdentity) (migrate.Facts, error) {
 	var f migrate.Facts
 	var err error
 	if id.Spec.Type == v1.UserAssignedMSI {
-		f.Parent, err = m.Azure.FindResource(ctx, id.Spec.ResourceID)
+		f.Parent, err = v.Azure.FindResource(ctx, id.Spec.ResourceID)
 	} else {
-		f.Parent, err = m.Azure.Find(ctx, id.Spec.ClientID)
+		f.Parent, err = v.Azure.Find(ctx, id.Spec.ClientID)
 	}
 	if err != nil {
 		return f, err
 	}
-	f.Credentials, err = m.Azure.List(ctx, f.Parent)
+	f.Credentials, err = v.Azure.List(ctx, f.Parent)
 	return f, err
 }
 
 // proven finds out which identities Pod Identity does give: those that a machine
 // has, those that nmi recorded, and applications whose Secret Entra accepts.
-func (m *Mover) proven(ctx context.Context, w migrate.World, needed []*v1.AzureIdentity) (map[string]bool, error) {
+func (v *Survey) proven(ctx context.Context, w migrate.World, needed []*v1.AzureIdentity) (map[string]bool, error) {
 	proven := map[string]bool{}
 	for _, q := range w.Requests {
 		if q.Issued != "" {
 			proven[q.Issued] = true
 		}
 	}
-	assigned, err := listAs[v1.AzureAssignedIdentity](ctx, m, "azureassignedidentities", func(*v1.AzureAssignedIdentity) {})
+	assigned, err := listAs[v1.AzureAssignedIdentity](ctx, v, "azureassignedidentities", func(*v1.AzureAssignedIdentity) {})
 	if err != nil {
 		return nil, err
 	}
@@ -223,7 +256,7 @@ func (m *Mover) proven(ctx context.Context, w migrate.World, needed []*v1.AzureI
 		name := id.Namespace + "/" + id.Name
 		if id.Spec.Type != v1.UserAssignedMSI {
 			if !proven[name] {
-				proven[name] = m.secretWorks(ctx, id) == nil
+				proven[name] = v.secretWorks(ctx, id) == nil
 			}
 			continue
 		}
@@ -239,9 +272,9 @@ func (m *Mover) proven(ctx context.Context, w migrate.World, needed []*v1.AzureI
 }
 
 // secretWorks tries the Secret of a service principal, as nmi would.
-func (m *Mover) secretWorks(ctx context.Context, id *v1.AzureIdentity) error {
+func (v *Survey) secretWorks(ctx context.Context, id *v1.AzureIdentity) error {
 	s := &id.Spec
-	secret, err := m.Kube.CoreV1().Secrets(cmp.Or(s.ClientPassword.Namespace, id.Namespace)).Get(ctx, s.ClientPassword.Name, metav1.GetOptions{})
+	secret, err := v.Kube.CoreV1().Secrets(cmp.Or(s.ClientPassword.Namespace, id.Namespace)).Get(ctx, s.ClientPassword.Name, metav1.GetOptions{})
 	if err != nil {
 		return err
 	}
@@ -256,24 +289,14 @@ func (m *Mover) secretWorks(ctx context.Context, id *v1.AzureIdentity) error {
 	if err != nil {
 		return err
 	}
-	_, err = m.Entra.Token(ctx, entra.Application{Authority: m.Authority, Tenant: s.TenantID, ClientID: s.ClientID}, cred, m.resourceName())
+	_, err = v.Entra.Token(ctx, entra.Application{Authority: v.Authority, Tenant: s.TenantID, ClientID: s.ClientID}, cred, v.Resource)
 	return err
 }
 
-func (m *Mover) resourceName() string { return cmp.Or(m.Resource, "https://management.azure.com") }
-
 // Issuer returns the issuer of the cluster's service-account tokens, as its
-// discovery document says. One that Entra cannot reach is an error.
-func (m *Mover) Issuer(ctx context.Context) (string, error) {
-	issuer, err := m.issuer(ctx)
-	if err == nil && (!strings.HasPrefix(issuer, "https://") || strings.Contains(issuer, "://kubernetes.default")) {
-		err = fmt.Errorf("the cluster's issuer is %s, which Entra cannot reach: publish it first (lanyard issuer --help)", issuer)
-	}
-	return issuer, err
-}
-
-func (m *Mover) issuer(ctx context.Context) (string, error) {
-	raw, err := m.Kube.Discovery().RESTClient().Get().AbsPath("/.well-known/openid-configuration").DoRaw(ctx)
+// discovery document says.
+func (v *Survey) Issuer(ctx context.Context) (string, error) {
+	raw, err := v.Kube.Discovery().RESTClient().Get().AbsPath("/.well-known/openid-configuration").DoRaw(ctx)
 	if err != nil {
 		return "", fmt.Errorf("asking the API server for its issuer (--issuer says it instead): %w", err)
 	}
@@ -289,19 +312,12 @@ func (m *Mover) issuer(ctx context.Context) (string, error) {
 	return d.Issuer, nil
 }
 
-// check the interfaces here rather than where they are used.
-var (
-	_ Directory = (*federated.Client)(nil)
-	_ Writer    = (*federated.Client)(nil)
-	_ Exchanger = (*entra.Client)(nil)
-)
-
 // Workloads are the names, as KIND/NAME, of what has pods in a namespace and
 // stands for itself.
-func (m *Mover) Workloads(ctx context.Context, namespace string) ([]string, error) {
+func (v *Survey) Workloads(ctx context.Context, namespace string) ([]string, error) {
 	var names []string
 	for _, k := range migrate.Kinds() {
-		list, err := m.list(ctx, k.Resource, namespace, k.Kind)
+		list, err := List(ctx, v.Objects, k.Resource, namespace, k.Kind)
 		if err != nil {
 			return nil, err
 		}
