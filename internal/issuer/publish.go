@@ -140,7 +140,9 @@ type Publisher struct {
 	Target   Target
 	Interval time.Duration
 	// Keep is how long a key stays published that the source no longer has: at
-	// least as long as the longest token. After a restart it counts anew.
+	// least as long as the longest token. After a restart it counts anew. One that
+	// is there again after it was removed is another publisher's, and stays: two
+	// clusters that share an issuer would take each other's keys for ever.
 	Keep       time.Duration
 	Permission Permission
 
@@ -149,6 +151,7 @@ type Publisher struct {
 	Logger *slog.Logger // nil means slog.Default
 
 	missing map[string]time.Time // since when the source lacks a published key
+	removed map[string]bool      // keys that were removed once
 }
 
 // Run publishes until ctx ends, which is no error. What fails is logged and
@@ -181,14 +184,22 @@ func (p *Publisher) Once(ctx context.Context) (bool, error) {
 		return false, fmt.Errorf("reading what %s holds: %w", p.Target, err)
 	}
 	may := p.Permission
+	var gone []string
 	if was.Keys != nil && !may.Force {
 		published, err := ParseKeys(was.Keys)
 		if err == nil && slices.ContainsFunc(published, func(k Key) bool { return slices.ContainsFunc(d.Keys, k.Equal) }) {
-			kept, removed := p.keep(published, d.Keys, complete)
-			d.Keys, may.Remove = Merge(d.Keys, kept...), append(slices.Clone(may.Remove), removed...)
+			var kept []Key
+			kept, gone = p.keep(published, d.Keys, complete)
+			d.Keys, may.Remove = Merge(d.Keys, kept...), append(slices.Clone(may.Remove), gone...)
 		}
 	}
-	return Publish(ctx, p.Target, d, may)
+	changed, err := Publish(ctx, p.Target, d, may)
+	if err == nil {
+		for _, id := range gone {
+			p.removed[id] = true
+		}
+	}
+	return changed, err
 }
 
 // keep divides the published keys that the source lacks into those that stay
@@ -196,8 +207,12 @@ func (p *Publisher) Once(ctx context.Context) (bool, error) {
 func (p *Publisher) keep(published, has []Key, complete bool) (kept []Key, removed []string) {
 	now := p.now()
 	missing := map[string]time.Time{}
+	if p.removed == nil {
+		p.removed = map[string]bool{}
+	}
 	for _, k := range published {
 		if slices.ContainsFunc(has, k.Equal) {
+			delete(p.removed, k.ID)
 			continue
 		}
 		since, known := p.missing[k.ID]
@@ -207,7 +222,7 @@ func (p *Publisher) keep(published, has []Key, complete bool) (kept []Key, remov
 		missing[k.ID] = since
 		switch {
 		case slices.Contains(p.Permission.Remove, k.ID):
-		case now.Sub(since) < p.Keep:
+		case now.Sub(since) < p.Keep || p.removed[k.ID]:
 			kept = append(kept, k)
 		default:
 			removed = append(removed, k.ID)

@@ -100,6 +100,34 @@ type cluster struct {
 
 func (c *cluster) Documents(context.Context) (Documents, bool, error) { return c.d, c.complete, c.err }
 
+// Two clusters may share an issuer while one replaces the other. A key that was
+// removed and is there again is the other's: nobody takes it from then on.
+func TestTwoClustersOfOneIssuerDoNotTakeEachOthersKeysForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		common, a, b := newKey(), newKey(), newKey()
+		to := &shelf{}
+		publisher := func(keys ...Key) *Publisher {
+			return &Publisher{Source: &cluster{Documents{"https://a.example", keys}, true, nil}, Target: to, Interval: time.Minute, Keep: time.Hour, Logger: slog.New(slog.DiscardHandler)}
+		}
+		one, two := publisher(common, a), publisher(common, b)
+		losses := 0
+		for range 5 * 60 {
+			for _, p := range []*Publisher{one, two} {
+				if _, err := p.Once(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if len(to.keys(t)) < 3 {
+					losses++
+				}
+			}
+			must(0, sleep(t.Context(), time.Minute))
+		}
+		if losses > 3 { // at the start, and once for each
+			t.Errorf("a key was away %d times", losses)
+		}
+	})
+}
+
 func TestAWatchKeepsKeysUntilTheirTokensHaveEnded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := newKey(), newKey()
