@@ -123,8 +123,8 @@ var laws = []struct {
 		from:   []string{"internal/lab"}, never: []string{module + "internal/cloud"}, tests: true,
 	},
 	{
-		reason: "what a pod becomes is a function of values: no HTTP, no log, no environment, no client",
-		from:   []string{"internal/webhook/mutation"},
+		reason: "what a pod becomes, and what it lacks, is a function of values: no HTTP, no log, no environment, no client",
+		from:   []string{"internal/webhook/mutation", "internal/webhook/doctor/diagnosis"},
 		never:  []string{"net/http", "log", "log/slog", "os", "k8s.io/client-go", "sigs.k8s.io/controller-runtime"},
 	},
 	{

@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/lanyard-id/lanyard/internal/lab/labtest"
+	"github.com/lanyard-id/lanyard/internal/webhook/doctor/diagnosis"
 	"github.com/lanyard-id/lanyard/internal/webhook/mutation"
 )
 
@@ -77,8 +78,8 @@ func TestARolloutWhileTheWebhookIsAwayIsHealed(t *testing.T) {
 	c := w.start(w.open(w.account(), true))
 	labtest.Eventually(t, t.Context(), func() error {
 		switch {
-		case c.found(NotMutated) != 4:
-			return fmt.Errorf("%v pods are found", c.found(NotMutated))
+		case c.found(diagnosis.NotMutated) != 4:
+			return fmt.Errorf("%v pods are found", c.found(diagnosis.NotMutated))
 		case len(w.events("NotMutated")) != 4:
 			return fmt.Errorf("events %q", w.events("NotMutated"))
 		case c.evictions(resultRefused) < 2:
@@ -104,7 +105,7 @@ func TestARolloutWhileTheWebhookIsAwayIsHealed(t *testing.T) {
 				healed++
 			}
 		}
-		if found := c.found(NotMutated); healed != 3 || found != 1 || c.evictions(resultHealed) != 3 {
+		if found := c.found(diagnosis.NotMutated); healed != 3 || found != 1 || c.evictions(resultHealed) != 3 {
 			return fmt.Errorf("%d pods are healed, %v are not mutated, %v evictions helped", healed, found, c.evictions(resultHealed))
 		}
 		return nil
@@ -119,7 +120,7 @@ func TestARolloutWhileTheWebhookIsAwayIsHealed(t *testing.T) {
 		t.Fatal(err)
 	}
 	labtest.Eventually(t, t.Context(), func() error {
-		if n := c.found(NotMutated); n != 0 {
+		if n := c.found(diagnosis.NotMutated); n != 0 {
 			return fmt.Errorf("%v are left", n)
 		}
 		return nil
@@ -176,7 +177,7 @@ func TestAReplacementThatIsNoBetterEndsTheEvictions(t *testing.T) {
 
 	// The next leader knows it.
 	c.stop()
-	if c.found(NotMutated) != 0 || c.acts() {
+	if c.found(diagnosis.NotMutated) != 0 || c.acts() {
 		t.Error("a doctor that no longer acts has findings")
 	}
 	next := w.start(w.open(cluster.Config(t), true))
@@ -269,7 +270,7 @@ func TestNobodyIsEvictedWhileTheWebhookIsNotReady(t *testing.T) {
 			return nil
 		default:
 		}
-		if c.found(NotMutated) == 1 && c.API.now().Sub(born) > c.Pace.Grace {
+		if c.found(diagnosis.NotMutated) == 1 && c.API.now().Sub(born) > c.Pace.Grace {
 			select {
 			case asked <- struct{}{}:
 			default:
@@ -320,8 +321,8 @@ func TestAForgedOwnerEvictsNobodyElse(t *testing.T) {
 	victim := pod("db-0")
 	c := w.start(w.open(cluster.Config(t), true))
 	labtest.Eventually(t, t.Context(), func() error {
-		if n := c.evictions(resultEvicted); n != 1 || c.found(NotMutated) != 0 {
-			return fmt.Errorf("%v evictions, %v findings", n, c.found(NotMutated))
+		if n := c.evictions(resultEvicted); n != 1 || c.found(diagnosis.NotMutated) != 0 {
+			return fmt.Errorf("%v evictions, %v findings", n, c.found(diagnosis.NotMutated))
 		}
 		return nil
 	})
@@ -332,19 +333,21 @@ func TestAForgedOwnerEvictsNobodyElse(t *testing.T) {
 
 func TestAFloodIsBounded(t *testing.T) {
 	d := &Doctor{patients: map[string]*patient{}, Metrics: NewMetrics()}
-	hook := asked(t, "")
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
 	for i := range maxPatients + 100 {
-		text := strings.NewReplacer("web-5d8f7-abcde", fmt.Sprint("web-5d8f7-", i), noOwner, inSet, "image: x", "image: "+strings.Repeat("x", 10_000)).Replace(bare)
-		s := subject(t, text)
-		d.note(s, Judge(s, nil, hook, mutation.ServiceAccount{}, testConfig))
+		text := fmt.Sprintf(`{"metadata":{"name":"web-%d","namespace":"shop","uid":"u","labels":{"azure.workload.identity/use":"true"}},"spec":{"containers":[{"name":"main","image":%q}]}}`, i, strings.Repeat("x", 10_000))
+		s, err := diagnosis.ParseSubject([]byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.note(s, diagnosis.Judge(s, nil, diagnosis.Hook{}, mutation.ServiceAccount{}, testConfig))
 	}
 	runtime.GC()
 	runtime.ReadMemStats(&after)
 	d.count()
-	if len(d.patients) != maxPatients || d.over != 100 || (&clinic{Doctor: d}).found(NotMutated) != maxPatients {
+	if len(d.patients) != maxPatients || d.over != 100 || (&clinic{Doctor: d}).found(diagnosis.NotMutated) != maxPatients {
 		t.Errorf("%d are remembered, %d are over", len(d.patients), d.over)
 	}
 	if kept := int64(after.HeapAlloc) - int64(before.HeapAlloc); kept > 4<<20 { //nolint:gosec // a heap

@@ -4,15 +4,11 @@
 // older than the installation.
 //
 //	Lease ──> one replica acts
-//	pods with the label ── list, page by page, then watch ──> Judge (pure) ──> patients
+//	pods with the label ── list, page by page, then watch ──> diagnosis.Judge ──> patients
 //	   1 report   an Event on the pod, a line in the log, a metric
 //	   2 evict    when asked: one pod of an owner at a time, through the
 //	              Eviction API, so that PodDisruptionBudgets hold; the next when
 //	              the replacement is ready and has its identity
-//
-// The judgement is the mutation itself: a pod to which mutation.Mutate would
-// still add the token has none. The layout, and what flags and annotations say
-// today, do not matter: a pod of v1.6, of AKS or of an older setting is healthy.
 //
 // An eviction ends a pod that works in some way, so whatever is not certain to
 // come back better is left alone and only reported: pods without a controller,

@@ -13,6 +13,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/lanyard-id/lanyard/internal/webhook/doctor/diagnosis"
 	"github.com/lanyard-id/lanyard/internal/webhook/mutation"
 )
 
@@ -59,7 +60,7 @@ type Doctor struct {
 	next     time.Time             // the earliest next eviction
 
 	namespaces map[string]map[string]string // labels; only the follower's
-	hook       Hook                         // likewise
+	hook       diagnosis.Hook               // likewise
 }
 
 // Pace says how fast the doctor acts. A zero field means its default.
@@ -197,7 +198,7 @@ func (d *Doctor) lookAround(ctx context.Context) error {
 
 // see judges a pod and remembers it if there is a finding.
 func (d *Doctor) see(ctx context.Context, raw []byte) {
-	pod, err := ParseSubject(raw)
+	pod, err := diagnosis.ParseSubject(raw)
 	if err != nil {
 		d.Logger.DebugContext(ctx, "the doctor cannot read a pod", "err", err)
 		return
@@ -208,7 +209,7 @@ func (d *Doctor) see(ctx context.Context, raw []byte) {
 	}
 	account := d.Accounts.Known(pod.Namespace, pod.ServiceAccount)
 	account.Namespace, account.Name = pod.Namespace, pod.ServiceAccount
-	verdict := Judge(pod, labels, d.hook, account, d.config())
+	verdict := diagnosis.Judge(pod, labels, d.hook, account, d.config())
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.note(pod, verdict)
@@ -216,7 +217,7 @@ func (d *Doctor) see(ctx context.Context, raw []byte) {
 }
 
 func (d *Doctor) gone(raw []byte) {
-	pod, err := ParseSubject(raw)
+	pod, err := diagnosis.ParseSubject(raw)
 	if err != nil {
 		return
 	}
@@ -234,16 +235,16 @@ func (d *Doctor) config() mutation.Config {
 	return c
 }
 
-func (d *Doctor) readHook(ctx context.Context) (Hook, error) {
+func (d *Doctor) readHook(ctx context.Context) (diagnosis.Hook, error) {
 	var raw json.RawMessage
 	err := d.API.call(ctx, http.MethodGet, "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/"+d.Configuration, nil, &raw)
 	if apierrors.IsNotFound(err) {
-		return Hook{}, nil
+		return diagnosis.Hook{}, nil
 	}
 	if err != nil {
-		return Hook{}, err
+		return diagnosis.Hook{}, err
 	}
-	return ParseHook(raw, d.Webhook)
+	return diagnosis.ParseHook(raw, d.Webhook)
 }
 
 // labels returns the labels of a namespace as of this look; nil if they cannot
@@ -263,7 +264,7 @@ func (d *Doctor) labels(ctx context.Context, namespace string) map[string]string
 
 // readLabels returns what a hook needs of a namespace's labels, as they are
 // now.
-func (d *Doctor) readLabels(ctx context.Context, hook Hook, namespace string) (map[string]string, error) {
+func (d *Doctor) readLabels(ctx context.Context, hook diagnosis.Hook, namespace string) (map[string]string, error) {
 	if !hook.Asks() {
 		return map[string]string{corev1.LabelMetadataName: namespace}, nil
 	}

@@ -32,11 +32,20 @@ import (
 	"github.com/lanyard-id/lanyard/deploy"
 	"github.com/lanyard-id/lanyard/internal/lab/labtest"
 	"github.com/lanyard-id/lanyard/internal/webhook"
+	"github.com/lanyard-id/lanyard/internal/webhook/doctor/diagnosis"
+	"github.com/lanyard-id/lanyard/internal/webhook/mutation"
 )
 
 var cluster = labtest.Cluster{Args: []string{
 	"--controllers=namespace-controller,serviceaccount-controller,root-ca-certificate-publisher-controller,garbage-collector-controller,replicaset-controller,deployment-controller,disruption-controller",
 }}
+
+var testConfig = mutation.Config{
+	TenantID:       "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee",
+	AuthorityHost:  "https://login.microsoftonline.com/",
+	Proxy:          mutation.Proxy{Image: "lanyard/proxy:dev", InitImage: "lanyard/proxy-init:dev", LogLevel: "info"},
+	NativeSidecars: true,
+}
 
 // town is a namespace with workloads, a webhook that is away at first, and a
 // kubelet that says of every pod that it is ready.
@@ -282,7 +291,7 @@ func (w *town) start(c *clinic) *clinic {
 	return c
 }
 
-func (c *clinic) found(f Finding) float64 {
+func (c *clinic) found(f diagnosis.Finding) float64 {
 	return testutil.ToFloat64(c.Metrics.pods.WithLabelValues(string(f)))
 }
 

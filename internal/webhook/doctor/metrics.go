@@ -1,6 +1,10 @@
 package doctor
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/lanyard-id/lanyard/internal/webhook/doctor/diagnosis"
+)
 
 // Metrics counts what the doctor finds and does. Register it as a collector.
 // Only the replica that acts has findings.
@@ -20,6 +24,10 @@ const (
 	resultFailed   = "failed"    // by the API server
 	resultUnhealed = "unhelpful" // the replacement is no better, or never came
 )
+
+func findings() []diagnosis.Finding {
+	return []diagnosis.Finding{diagnosis.NotMutated, diagnosis.Incomplete, diagnosis.StaleIdentity}
+}
 
 // NewMetrics returns metrics without any observation.
 func NewMetrics() *Metrics {
@@ -45,7 +53,7 @@ func NewMetrics() *Metrics {
 			Help: "When this replica's doctor last looked at every pod, in seconds since 1970.",
 		}),
 	}
-	for _, f := range findings {
+	for _, f := range findings() {
 		m.pods.WithLabelValues(string(f))
 	}
 	for _, r := range []string{resultEvicted, resultHealed, resultRefused, resultFailed, resultUnhealed} {

@@ -3,14 +3,16 @@ package doctor
 import (
 	"strings"
 	"time"
+
+	"github.com/lanyard-id/lanyard/internal/webhook/doctor/diagnosis"
 )
 
 // A patient is a pod with a finding.
 type patient struct {
 	namespace, name, uid string
-	owner                Owner
+	owner                diagnosis.Owner
 	created              time.Time
-	verdict              Verdict
+	verdict              diagnosis.Verdict
 	look                 int // in which it was last seen
 
 	reported int       // Events about this finding
@@ -18,11 +20,11 @@ type patient struct {
 }
 
 // newPatient copies: the pod's strings may be parts of its whole text.
-func newPatient(pod Subject) *patient {
+func newPatient(pod diagnosis.Subject) *patient {
 	o := pod.Owner
 	return &patient{
 		namespace: strings.Clone(pod.Namespace), name: strings.Clone(pod.Name), uid: strings.Clone(pod.UID), created: pod.Created,
-		owner: Owner{Group: strings.Clone(o.Group), Kind: strings.Clone(o.Kind), Name: strings.Clone(o.Name), UID: strings.Clone(o.UID)},
+		owner: diagnosis.Owner{Group: strings.Clone(o.Group), Kind: strings.Clone(o.Kind), Name: strings.Clone(o.Name), UID: strings.Clone(o.UID)},
 	}
 }
 
@@ -30,10 +32,10 @@ func (p *patient) key() string { return p.namespace + "/" + p.name }
 
 // ownerKey is how pods of one controller are known: whatever a pod says of its
 // owner counts in its own namespace only.
-func ownerKey(namespace string, o Owner) string { return namespace + "/" + o.UID }
+func ownerKey(namespace string, o diagnosis.Owner) string { return namespace + "/" + o.UID }
 
 // note remembers a verdict, or forgets the pod if there is nothing to remember.
-func (d *Doctor) note(pod Subject, v Verdict) {
+func (d *Doctor) note(pod diagnosis.Subject, v diagnosis.Verdict) {
 	key := pod.Namespace + "/" + pod.Name
 	p := d.patients[key]
 	if p != nil && p.uid != pod.UID { // a namesake
@@ -41,7 +43,7 @@ func (d *Doctor) note(pod Subject, v Verdict) {
 		p = nil
 	}
 	switch {
-	case v.Finding == Healthy:
+	case v.Finding == diagnosis.Healthy:
 		delete(d.patients, key)
 		return
 	case p == nil && len(d.patients) >= maxPatients:
@@ -58,11 +60,11 @@ func (d *Doctor) note(pod Subject, v Verdict) {
 
 // count writes the metrics.
 func (d *Doctor) count() {
-	number := map[Finding]int{}
+	number := map[diagnosis.Finding]int{}
 	for _, p := range d.patients {
 		number[p.verdict.Finding]++
 	}
-	for _, f := range findings {
+	for _, f := range findings() {
 		d.Metrics.pods.WithLabelValues(string(f)).Set(float64(number[f]))
 	}
 	d.Metrics.over.Set(float64(d.over))

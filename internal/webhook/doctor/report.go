@@ -12,6 +12,8 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/lanyard-id/lanyard/internal/webhook/doctor/diagnosis"
 )
 
 // An event is an Event of events.k8s.io/v1.
@@ -57,7 +59,7 @@ func (d *Doctor) report(ctx context.Context) {
 				"detail", p.verdict.Detail, "owner", p.owner.Kind+"/"+p.owner.Name, "notEvicted", p.verdict.Keep)
 		}
 		wait := d.Pace.Remind
-		if err := d.tell(ctx, p, "Warning", string(p.verdict.Finding), p.verdict.note(p.owner), p.reported); err != nil {
+		if err := d.tell(ctx, p, "Warning", string(p.verdict.Finding), advice(p.verdict, p.owner), p.reported); err != nil {
 			d.Logger.WarnContext(ctx, "writing an event", "namespace", p.namespace, "pod", p.name, "err", err)
 			wait = min(wait, time.Minute)
 		}
@@ -88,26 +90,26 @@ func (d *Doctor) due() []patient {
 	return out
 }
 
-// note says what the pod lacks and what its user can do.
-func (v Verdict) note(owner Owner) string {
+// advice says what the pod lacks and what its user can do.
+func advice(v diagnosis.Verdict, owner diagnosis.Owner) string {
 	var text string
 	switch again := "Delete the pod and it comes back with it"; v.Finding {
-	case NotMutated:
+	case diagnosis.NotMutated:
 		if owner.UID == "" {
 			again = "Nothing makes this pod again: delete it and create it anew"
 		} else if owner.Kind == "Job" {
 			again = "Run the Job again"
 		}
 		text = fmt.Sprintf("The pod runs without the workload identity that its label asks for: %s. The webhook was not asked when it was created. %s.", v.Detail, again)
-	case Incomplete:
+	case diagnosis.Incomplete:
 		text = fmt.Sprintf("The pod has only a part of the workload identity that its label asks for: %s. Something has changed the pod after the webhook: let that come before it, or have the webhook asked again (reinvocationPolicy IfNeeded).", v.Detail)
-	case StaleIdentity:
+	case diagnosis.StaleIdentity:
 		text = fmt.Sprintf("The pod has an identity that its service account has no longer: %s. Restart the workload when the new identity may be used.", v.Detail)
 	}
 	if v.Keep != "" {
 		text += " It is not evicted: " + v.Keep + "."
 	}
-	return text + " To have it ignored, annotate the pod with " + AnnotationDoctor + "=ignore."
+	return text + " To have it ignored, annotate the pod with " + diagnosis.AnnotationDoctor + "=ignore."
 }
 
 // tell writes an Event about a pod, or counts it up if it is there. Its name

@@ -8,12 +8,14 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/lanyard-id/lanyard/internal/webhook/doctor/diagnosis"
 )
 
 // A treatment is what the doctor does to the pods of one owner. The key is
 // ownerKey.
 type treatment struct {
-	finding  Finding
+	finding  diagnosis.Finding
 	evicted  string    // UID of the pod; empty: a budget has refused, or an earlier leader evicted it
 	at       time.Time // of the eviction, on the server's clock; pods made since are its replacement
 	deadline time.Time // for the replacement
@@ -35,7 +37,7 @@ func restore(text string, wait time.Duration) map[string]*treatment {
 	}
 	for owner, at := range tried {
 		if len(out) < maxWaiting+maxUnhelped {
-			out[owner] = &treatment{finding: NotMutated, at: at, deadline: time.Now().Add(wait)}
+			out[owner] = &treatment{finding: diagnosis.NotMutated, at: at, deadline: time.Now().Add(wait)}
 		}
 	}
 	return out
@@ -106,7 +108,7 @@ func (d *Doctor) candidate(ctx context.Context) (patient, bool) {
 	for _, p := range d.patients {
 		t := d.treated[ownerKey(p.namespace, p.owner)]
 		switch {
-		case p.verdict.Keep != "", p.verdict.Finding == StaleIdentity && !d.EvictStale:
+		case p.verdict.Keep != "", p.verdict.Finding == diagnosis.StaleIdentity && !d.EvictStale:
 		case d.API.now().Sub(p.created) < d.Pace.Grace:
 		case t != nil && (t.unhelped || !t.at.IsZero() || now.Before(t.again)):
 		case oldest == nil || p.created.Before(oldest.created):
@@ -131,36 +133,36 @@ func (d *Doctor) ails(owner string) bool {
 
 // again judges a pod by what the API server says now, of everything: what is
 // remembered may be old.
-func (d *Doctor) again(ctx context.Context, p patient) (Verdict, error) {
+func (d *Doctor) again(ctx context.Context, p patient) (diagnosis.Verdict, error) {
 	hook, err := d.readHook(ctx)
 	if err != nil {
-		return Verdict{}, err
+		return diagnosis.Verdict{}, err
 	}
 	labels, err := d.readLabels(ctx, hook, p.namespace)
 	if err != nil {
-		return Verdict{}, err
+		return diagnosis.Verdict{}, err
 	}
 	var raw json.RawMessage
 	err = d.API.call(ctx, http.MethodGet, "/api/v1/namespaces/"+p.namespace+"/pods/"+p.name, nil, &raw)
 	if apierrors.IsNotFound(err) {
-		return Verdict{}, nil
+		return diagnosis.Verdict{}, nil
 	}
 	if err != nil {
-		return Verdict{}, err
+		return diagnosis.Verdict{}, err
 	}
-	pod, err := ParseSubject(raw)
+	pod, err := diagnosis.ParseSubject(raw)
 	if err != nil {
-		return Verdict{}, err
+		return diagnosis.Verdict{}, err
 	}
 	if pod.UID != p.uid || pod.Owner != p.owner {
-		return Verdict{}, nil
+		return diagnosis.Verdict{}, nil
 	}
 	account, err := d.Accounts.ServiceAccount(ctx, p.namespace, pod.ServiceAccount)
 	if err != nil {
-		return Verdict{}, fmt.Errorf("its service account, without which a new pod would be refused: %w", err)
+		return diagnosis.Verdict{}, fmt.Errorf("its service account, without which a new pod would be refused: %w", err)
 	}
 	account.Namespace, account.Name = p.namespace, pod.ServiceAccount
-	return Judge(pod, labels, hook, account, d.config()), nil
+	return diagnosis.Judge(pod, labels, hook, account, d.config()), nil
 }
 
 // hold leaves an owner alone for a while, and a pod for the reason that has
@@ -236,7 +238,7 @@ func (d *Doctor) evict(ctx context.Context, p patient) {
 
 // observe sees whether a pod is the replacement of an evicted one, and if that
 // has helped.
-func (d *Doctor) observe(ctx context.Context, pod Subject, v Verdict) {
+func (d *Doctor) observe(ctx context.Context, pod diagnosis.Subject, v diagnosis.Verdict) {
 	if pod.Owner.UID == "" || pod.Over {
 		return
 	}
@@ -244,7 +246,7 @@ func (d *Doctor) observe(ctx context.Context, pod Subject, v Verdict) {
 	t := d.treated[key]
 	switch {
 	case t == nil, !t.waiting(), pod.UID == t.evicted, pod.Created.Before(t.at):
-	case v.Finding != Healthy:
+	case v.Finding != diagnosis.Healthy:
 		d.giveUp(ctx, key, t, *newPatient(pod), "the replacement has no workload identity either")
 	case pod.Ready:
 		delete(d.treated, key)

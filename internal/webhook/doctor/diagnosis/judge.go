@@ -1,4 +1,4 @@
-package doctor
+package diagnosis
 
 import (
 	"encoding/json"
@@ -31,8 +31,6 @@ const (
 	// than it did when the pod was created.
 	StaleIdentity Finding = "StaleIdentity"
 )
-
-var findings = [...]Finding{NotMutated, Incomplete, StaleIdentity}
 
 // A Verdict is a finding and what may be done about it.
 type Verdict struct {

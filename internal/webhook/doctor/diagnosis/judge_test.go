@@ -1,4 +1,4 @@
-package doctor
+package diagnosis
 
 import (
 	"path/filepath"
@@ -163,7 +163,7 @@ func TestJudgement(t *testing.T) {
 // What the webhook makes of a pod is healthy, whatever the settings are by now;
 // what it was sent is not.
 func TestEveryCaseOfTheWebhookIsHealthyAfterIt(t *testing.T) {
-	paths, err := filepath.Glob("../testdata/cases/*.txtar")
+	paths, err := filepath.Glob("../../testdata/cases/*.txtar")
 	if err != nil || len(paths) < 50 {
 		t.Fatalf("%d cases, %v", len(paths), err)
 	}
