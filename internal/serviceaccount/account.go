@@ -152,7 +152,7 @@ func (r *Runner) explainCluster(err error, verb string) error {
 	o := r.Options
 	switch {
 	case apierrors.IsNotFound(err):
-		return fmt.Errorf("the namespace %s does not exist: create it with: kubectl create namespace %s: %w", o.Namespace, o.Namespace, err)
+		return fmt.Errorf("%w: create it with: kubectl create namespace %s", err, o.Namespace)
 	case apierrors.IsForbidden(err):
 		return fmt.Errorf("not allowed: your user of the cluster needs the verb %s on serviceaccounts in namespace %s: %w", verb, o.Namespace, err)
 	}

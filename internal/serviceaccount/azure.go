@@ -153,10 +153,10 @@ func (r *Runner) identity(ctx context.Context) (federated.Parent, error) {
 		return federated.Parent{}, err
 	}
 	r.found(p)
-	return p, nil
+	return *r.parent, nil
 }
 
-// found remembers the identity.
+// found remembers the identity, with its tenant.
 func (r *Runner) found(p federated.Parent) {
 	if p.TenantID == "" {
 		p.TenantID = r.azure.TenantID

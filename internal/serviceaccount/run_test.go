@@ -126,6 +126,10 @@ func TestPhasesOneByOne(t *testing.T) {
 	if got := d.account().Annotations["azure.workload.identity/service-account-token-expiration"]; got != "7200" {
 		t.Errorf("expiration %q", got)
 	}
+	d.must(Create, Options{Namespace: d.namespace, Name: "named", Expiration: MinExpiration, ApplicationName: DefaultApplicationName(d.namespace, "payroll", issuer)}, []string{"service-account created"}, PhaseAccount)
+	if got := d.result.ServiceAccount.Annotations["azure.workload.identity/tenant-id"]; got != d.cloud.Tenant.ID {
+		t.Errorf("tenant %q: an empty one takes AZURE_TENANT_ID from pods", got)
+	}
 	d.must(Create, Options{Namespace: d.namespace, Name: "payroll", Issuer: issuer, ApplicationObjectID: objectID}, []string{"federated-identity created"}, PhaseFederated)
 	d.must(Create, Options{ApplicationClientID: clientID, Scope: d.group(), Role: "acdd72a7-3385-48ef-bd42-f606fba81ae7"}, []string{"role-assignment created"}, PhaseRoleAssignment)
 	id := d.result.RoleAssignment.ID
