@@ -3,6 +3,7 @@ package diagnosis
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -14,6 +15,7 @@ import (
 // missing.
 type Hook struct {
 	Found       bool
+	Asked       bool // it has a rule for new pods
 	Trusted     bool // it has a caBundle
 	Conditional bool // it has matchConditions, which only the API server can evaluate
 
@@ -28,6 +30,7 @@ func ParseHook(raw []byte, name string) (Hook, error) {
 			ClientConfig                      struct{ CABundle []byte }
 			NamespaceSelector, ObjectSelector *metav1.LabelSelector
 			MatchConditions                   []json.RawMessage
+			Rules                             []rule
 		}
 	}
 	if err := json.Unmarshal(raw, &o); err != nil {
@@ -37,7 +40,7 @@ func ParseHook(raw []byte, name string) (Hook, error) {
 		if w.Name != name {
 			continue
 		}
-		h := Hook{Found: true, Trusted: len(w.ClientConfig.CABundle) > 0, Conditional: len(w.MatchConditions) > 0}
+		h := Hook{Found: true, Trusted: len(w.ClientConfig.CABundle) > 0, Conditional: len(w.MatchConditions) > 0, Asked: slices.ContainsFunc(w.Rules, rule.newPods)}
 		var err error
 		if h.namespaces, err = selector(w.NamespaceSelector); err != nil {
 			return Hook{}, fmt.Errorf("namespaceSelector of webhook %s: %w", name, err)
@@ -48,6 +51,16 @@ func ParseHook(raw []byte, name string) (Hook, error) {
 		return h, nil
 	}
 	return Hook{}, nil
+}
+
+type rule struct{ APIGroups, APIVersions, Operations, Resources []string }
+
+func (r rule) newPods() bool {
+	return either(r.APIGroups, "", "*") && either(r.APIVersions, "v1", "*") && either(r.Operations, "CREATE", "*") && either(r.Resources, "pods", "*", "*/*")
+}
+
+func either(have []string, want ...string) bool {
+	return slices.ContainsFunc(want, func(w string) bool { return slices.Contains(have, w) })
 }
 
 // selector is a selector as admission means it: none selects everything.

@@ -52,6 +52,8 @@ func Judge(pod Subject, labels map[string]string, hook Hook, sa mutation.Service
 	has := examine(pod, sa, cfg)
 	var v Verdict
 	switch client := sa.Annotations[workloadidentity.AnnotationClientID]; {
+	case has.volume && pod.bearer:
+		return Verdict{}
 	case has.volume:
 		v = Verdict{Finding: NotMutated, Detail: "it has no projected token"}
 	case !has.sound():
@@ -79,16 +81,31 @@ func keep(pod Subject, finding Finding, hook Hook, sa mutation.ServiceAccount, c
 		return "its Job would count the eviction as a failure and start again"
 	case known != "apps/ReplicaSet" && known != "apps/StatefulSet" && known != "apps/DaemonSet" && known != "/ReplicationController":
 		return fmt.Sprintf("it is not known what its controller, a %.60s, makes of an eviction", pod.Owner.Kind)
+	case pod.pinned() != "":
+		return "its annotation " + pod.pinned() + " says that it must not be"
 	case finding == Incomplete:
 		return "something changes such pods after the webhook, so a new one would be the same"
 	case !hook.Found:
 		return "the webhook's configuration is missing, so a new pod would be the same"
+	case !hook.Asked:
+		return "the webhook's configuration has no rule for new pods"
 	case !hook.Trusted:
 		return "the webhook's configuration has no caBundle yet"
 	case hook.Conditional:
 		return "the webhook's configuration has matchConditions, which only the API server evaluates"
 	case refused != nil:
 		return "the webhook would refuse a new pod: " + refused.Error()
+	}
+	return ""
+}
+
+// pinned returns the annotation by which others who evict pods, the cluster's
+// autoscalers, are told to leave this one alone.
+func (s Subject) pinned() string {
+	for key, value := range map[string]string{"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"} {
+		if s.Annotations[key] == value {
+			return key
+		}
 	}
 	return ""
 }

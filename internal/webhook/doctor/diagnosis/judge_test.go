@@ -34,7 +34,7 @@ func subject(t *testing.T, text string) Subject {
 // asked is a configuration as the chart makes it.
 func asked(t *testing.T, more string) Hook {
 	t.Helper()
-	raw, err := yaml.YAMLToJSON([]byte(`webhooks: [{name: other}, {name: w, clientConfig: {caBundle: eA==}, objectSelector: {matchLabels: {azure.workload.identity/use: "true"}}` + more + `}]`))
+	raw, err := yaml.YAMLToJSON([]byte(`webhooks: [{name: other}, {name: w, clientConfig: {caBundle: eA==}, rules: [{apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [pods]}], objectSelector: {matchLabels: {azure.workload.identity/use: "true"}}` + more + `}]`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,6 +76,14 @@ status: {phase: Running}
     volumeMounts: [{name: azure-workload-identity-reserved-8feb4451c162b502f232314a5501aa, mountPath: /var/run/secrets/azure/wi, readOnly: true}]
   volumes: [{name: azure-workload-identity-reserved-8feb4451c162b502f232314a5501aa, projected: {sources: [{serviceAccountToken: {audience: api://AzureADTokenExchange, expirationSeconds: 3600, path: token/azure-identity-token}}]}}]
 `
+	// A webhook is not needed for that.
+	byHand = `
+  containers:
+  - name: main
+    env: [{name: AZURE_FEDERATED_TOKEN_FILE, value: /tokens/mine/t}]
+    volumeMounts: [{name: other, mountPath: /x}, {name: mine, mountPath: /tokens/}]
+  volumes: [{name: other, emptyDir: {}}, {name: mine, projected: {sources: [{configMap: {}}, {serviceAccountToken: {path: mine/t}}]}}]
+`
 	container = "  containers: [{name: main, image: x}]\n"
 	noOwner   = "ownerReferences: []"
 	inSet     = "ownerReferences: [{apiVersion: apps/v1, kind: ReplicaSet, name: web, uid: o1, controller: true}]"
@@ -112,6 +120,13 @@ func TestJudgement(t *testing.T) {
 		"without a configuration nobody is evicted":                   {edit: []string{noOwner, inSet}, missing: true, want: NotMutated, keep: "configuration is missing"},
 		"with matchConditions nobody is evicted":                      {edit: []string{noOwner, inSet}, hook: ", matchConditions: [{name: a, expression: 'true'}]", want: NotMutated, keep: "matchConditions"},
 		"without a caBundle nobody is evicted":                        {edit: []string{noOwner, inSet}, hook: ", clientConfig: {}", want: NotMutated, keep: "caBundle"},
+		"without a rule for new pods nobody is evicted":               {edit: []string{noOwner, inSet}, hook: ", rules: [{apiGroups: ['*'], apiVersions: [v1], operations: [CREATE], resources: [deployments]}]", want: NotMutated, keep: "no rule"},
+		"a rule for everything is one for new pods":                   {edit: []string{noOwner, inSet}, hook: ", rules: [{apiGroups: ['*'], apiVersions: ['*'], operations: ['*'], resources: ['*']}]", want: NotMutated},
+		"the autoscaler is told not to evict it":                      {edit: []string{noOwner, inSet, "annotations: {}", `annotations: {cluster-autoscaler.kubernetes.io/safe-to-evict: "false"}`}, want: NotMutated, keep: "safe-to-evict"},
+		"Karpenter is told not to evict it":                           {edit: []string{noOwner, inSet, "annotations: {}", `annotations: {karpenter.sh/do-not-disrupt: "true"}`}, want: NotMutated, keep: "do-not-disrupt"},
+		"its author mounts a token by hand":                           {edit: []string{noOwner, inSet, container, byHand}},
+		"its author mounts a token where nobody looks":                {edit: []string{noOwner, inSet, container, strings.Replace(byHand, "/tokens/mine/t}", "/tokens/mine/u}", 1)}, want: NotMutated},
+		"a copy of a mutated pod under another name":                  {edit: []string{noOwner, inSet, container, prefixed, "web-5d8f7-abcde", "copy"}},
 		"mutated by AKS or before v1.6":                               {edit: []string{container, legacy}},
 		"mutated in v1.6's layout, and now the other is set":          {edit: []string{container, prefixed, "web-5d8f7-\n", "web-5d8f7c9b6d-\n"}, layout: mutation.LayoutLegacy},
 		"mutated when it had only a prefix for its name":              {edit: []string{container, prefixed, "web-5d8f7-\n", "web-5d8f7c9b6d-\n"}},

@@ -3,10 +3,12 @@ package diagnosis
 import (
 	"encoding/json"
 	"fmt"
+	"path"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/lanyard-id/lanyard/api/workloadidentity"
 	"github.com/lanyard-id/lanyard/internal/webhook/mutation"
 )
 
@@ -26,11 +28,50 @@ type Subject struct {
 	Static    bool // the kubelet's own: no admission, no service account
 
 	containers map[string]string // names by JSON pointer
+	bearer     bool              // a container is told of a projected token that it mounts, whoever put it there
 }
 
 // An Owner is the controller that a pod names. Who makes a pod can name any:
 // it says which pods belong together, never which pod is evicted.
 type Owner struct{ Group, Kind, Name, UID string }
+
+// told is a container and what it is told of a token.
+type told struct {
+	Name         string
+	Env          []struct{ Name, Value string }
+	VolumeMounts []struct{ Name, MountPath string }
+}
+
+// projected is a volume with the tokens in it.
+type projected struct {
+	Name      string
+	Projected struct {
+		Sources []struct {
+			ServiceAccountToken *struct{ Path string }
+		}
+	}
+}
+
+// bears reports whether AZURE_FEDERATED_TOKEN_FILE names a token that is
+// there: an author may mount one without a webhook, and another webhook may
+// call its volume as it likes.
+func (c told) bears(volumes []projected) bool {
+	for _, v := range c.Env {
+		if v.Name != workloadidentity.EnvFederatedTokenFile {
+			continue
+		}
+		for _, m := range c.VolumeMounts {
+			for _, volume := range volumes {
+				for _, source := range volume.Projected.Sources {
+					if token := source.ServiceAccountToken; volume.Name == m.Name && token != nil && path.Join(m.MountPath, token.Path) == path.Clean(v.Value) {
+						return true
+					}
+				}
+			}
+		}
+	}
+	return false
+}
 
 // ParseSubject reads a pod as the API server encodes it.
 func ParseSubject(raw []byte) (Subject, error) {
@@ -50,7 +91,8 @@ func ParseSubject(raw []byte) (Subject, error) {
 			}
 		}
 		Spec struct {
-			Containers, InitContainers []struct{ Name string }
+			Containers, InitContainers []told
+			Volumes                    []projected
 		}
 		Status struct {
 			Phase      string
@@ -83,6 +125,7 @@ func ParseSubject(raw []byte) (Subject, error) {
 		}
 	}
 	for i, c := range o.Spec.Containers {
+		s.bearer = s.bearer || c.bears(o.Spec.Volumes)
 		s.containers["/spec/containers/"+strconv.Itoa(i)] = c.Name
 	}
 	for i, c := range o.Spec.InitContainers {
