@@ -71,6 +71,10 @@ bench: build bin/kwok ## measure what the documents state, beside v1 (root)
 	@echo "Go benchmarks of single packages"
 	@go test -run '^$$' -bench . -benchmem ./internal/... | grep -v -e '^ok' -e 'no test files'
 
+.PHONY: soak
+soak: build ## rotate the issuer's key under real pods, nothing shortened: 13 minutes (root)
+	@go test -tags soak -count=1 -v -timeout 40m -run '^TestTheKubeletRefreshes' ./internal/estate/keyrotation
+
 .PHONY: lint
 lint: ## check style and find mistakes
 	@$(TOOL) golangci-lint run ./...
