@@ -106,7 +106,11 @@ have stays published for --keep, so that tokens which it signed can end.`,
 			if changed {
 				verb = "is published in"
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s with %d keys %s %s\n", d.Issuer, len(d.Keys), verb, place)
+			keys := "1 key"
+			if n := len(d.Keys); n != 1 {
+				keys = fmt.Sprintf("%d keys", n)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s with %s %s %s\n", d.Issuer, keys, verb, place)
 			fmt.Fprintf(cmd.ErrOrStderr(), "see it as Entra does: %s issuer check\n", self)
 			return nil
 		},
