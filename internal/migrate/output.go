@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/yaml"
 	syaml "sigs.k8s.io/yaml"
 
+	lanyard "github.com/lanyard-id/lanyard/api/lanyard/v1alpha1"
 	"github.com/lanyard-id/lanyard/internal/azure"
 	"github.com/lanyard-id/lanyard/internal/federated"
 )
@@ -124,6 +125,12 @@ func Canonical(o *unstructured.Unstructured) *unstructured.Unstructured {
 		unstructured.RemoveNestedField(c.Object, "metadata", "annotations", a)
 	}
 	unstructured.RemoveNestedField(c.Object, "status")
+	if c.GetKind() == KindFederatedIdentity { // the controller marks it whenever it gets to it
+		others := slices.DeleteFunc(c.GetFinalizers(), func(f string) bool { return f == lanyard.FinalizerCredential })
+		if c.SetFinalizers(others); len(others) == 0 {
+			unstructured.RemoveNestedField(c.Object, "metadata", "finalizers")
+		}
+	}
 	if manual, _, _ := unstructured.NestedBool(c.Object, "spec", "manualSelector"); c.GetKind() == "Job" && !manual {
 		unstructured.RemoveNestedField(c.Object, "spec", "selector")
 		for _, path := range [][]string{{"metadata", "labels"}, {"spec", "template", "metadata", "labels"}} {

@@ -251,3 +251,18 @@ func TestUnknownFieldsSurvive(t *testing.T) {
 		}
 	}
 }
+
+// The federation controller marks an object some time after migration made it:
+// that is no edit, and a finalizer of somebody else is one.
+func TestTheControllersMarkIsNoEdit(t *testing.T) {
+	made := NewCredential{Namespace: "shop", ServiceAccount: "web"}.FederatedIdentity()
+	marked := made.DeepCopy()
+	marked.SetFinalizers([]string{"lanyard.id/federated-credential"})
+	if diff := cmp.Diff(Canonical(made).Object, Canonical(marked).Object); diff != "" {
+		t.Errorf("the mark counts as an edit (-made +marked):\n%s", diff)
+	}
+	marked.SetFinalizers([]string{"lanyard.id/federated-credential", "example.com/keep"})
+	if got := Canonical(marked).GetFinalizers(); !cmp.Equal(got, []string{"example.com/keep"}) {
+		t.Errorf("finalizers %v, want only somebody else's", got)
+	}
+}

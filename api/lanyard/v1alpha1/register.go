@@ -19,6 +19,8 @@ const (
 	// AnnotationClientIDs on a service account lists, separated by commas, client
 	// ids of more identities than the one that the pods get by default.
 	AnnotationClientIDs = "lanyard.id/client-ids"
+	// FinalizerCredential is on a FederatedIdentity whose credential may be in Azure.
+	FinalizerCredential = "lanyard.id/federated-credential"
 	// VerbApprove is the RBAC verb on accessrequests that a decision needs.
 	VerbApprove = "approve"
 )

@@ -122,7 +122,7 @@ const (
 )
 
 // marked reports whether its credential may be in Azure.
-func (c *claim) marked() bool { return slices.Contains(c.Finalizers, record.Finalizer) }
+func (c *claim) marked() bool { return slices.Contains(c.Finalizers, lanyard.FinalizerCredential) }
 
 func (c *claim) going() bool { return !c.DeletionTimestamp.IsZero() }
 

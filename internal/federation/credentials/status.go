@@ -167,7 +167,7 @@ func (c *Controller) unremoved(ctx context.Context, b *batch, x *claim, why fail
 }
 
 func (c *Controller) patience() string {
-	const now = "to let it go now, and leave the credential behind, remove the finalizer " + record.Finalizer
+	const now = "to let it go now, and leave the credential behind, remove the finalizer " + lanyard.FinalizerCredential
 	if c.AbandonAfter == 0 {
 		return now
 	}
@@ -187,11 +187,11 @@ func (c *Controller) mark(ctx context.Context, x *claim) error {
 	if x.marked() {
 		return nil
 	}
-	return c.finalizers(ctx, x, append(slices.Clone(x.Finalizers), record.Finalizer))
+	return c.finalizers(ctx, x, append(slices.Clone(x.Finalizers), lanyard.FinalizerCredential))
 }
 
 func (c *Controller) unmark(ctx context.Context, x *claim) error {
-	return client.IgnoreNotFound(c.finalizers(ctx, x, slices.DeleteFunc(slices.Clone(x.Finalizers), func(f string) bool { return f == record.Finalizer })))
+	return client.IgnoreNotFound(c.finalizers(ctx, x, slices.DeleteFunc(slices.Clone(x.Finalizers), func(f string) bool { return f == lanyard.FinalizerCredential })))
 }
 
 // finalizers writes on exactly the version that was judged: a claim that was

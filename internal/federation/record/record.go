@@ -30,9 +30,6 @@ import (
 	"github.com/lanyard-id/lanyard/internal/federation/policy"
 )
 
-// Finalizer of a FederatedIdentity: its credential may be in Azure.
-const Finalizer = "lanyard.id/federated-credential"
-
 // Reasons of conditions, and of the events about them.
 const (
 	// Accepted.
