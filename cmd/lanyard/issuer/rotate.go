@@ -79,7 +79,7 @@ func (t *turn) addWork(cmd *cobra.Command) {
 	f.StringVar(&t.to, "to", "", "where to publish: a `directory`, or https://ACCOUNT.blob.core.windows.net/CONTAINER[/FOLDER]; without it somebody else publishes")
 	f.StringVar(&t.restart, "restart-command", "", "`command` for sh that gives the key files to the API servers and restarts them; without it you are told what to do")
 	f.DurationVar(&t.cacheWait, "cache-wait", rotation.DefaultCacheWait, "between publishing the new key and signing with it")
-	f.DurationVar(&t.lifetime, "token-lifetime", 0, "of the longest token (default: what the API servers give when asked for 24h)")
+	f.DurationVar(&t.lifetime, "token-lifetime", 0, "of the longest token (default: what the API servers give when asked for 24h); with less, replace the pods whose tokens live longer during the step drain, also those that only use the API server")
 	f.DurationVar(&t.poll, "interval", rotation.DefaultPoll, "between two looks")
 	f.BoolVar(&t.noWait, "no-wait", false, "do what can be done now, and end")
 	f.BoolVar(&t.ignoreLegacy, "ignore-legacy-tokens", false, "remove the old key although Secrets hold tokens of it, which then end")

@@ -248,6 +248,21 @@ func TestARotationTakesNothingForGranted(t *testing.T) {
 		w.now = w.now.Add(4 * time.Hour)
 		must(t, w.process(run))
 	})
+	t.Run("who waits for less than tokens live is told whose end that is", func(t *testing.T) {
+		for _, c := range []struct {
+			lifetime time.Duration
+			warned   bool
+		}{{0, false}, {24 * time.Hour, false}, {time.Hour, true}} {
+			w := newWorld(t, 1)
+			must(t, w.process(func(r *rotation.Rotation) error {
+				r.Lifetime = c.lifetime
+				return r.Run(t.Context())
+			}))
+			if got := slices.ContainsFunc(w.told, func(s string) bool { return strings.Contains(s, "kubectl rollout restart") }); got != c.warned {
+				t.Errorf("%s: warned %t: %q", c.lifetime, got, w.told)
+			}
+		}
+	})
 	t.Run("an API server that does not accept the key holds it up", func(t *testing.T) {
 		w := newWorld(t, 3)
 		err := w.process(func(r *rotation.Rotation) error {

@@ -182,6 +182,9 @@ func (r *Rotation) signsAnew() (bool, error) {
 // drain waits until tokens of the old key have ended. An API server that is
 // seen to sign with it again starts the time anew.
 func (r *Rotation) drain(ctx context.Context) error {
+	if r.lifetime() < r.state.Lifetime {
+		r.tell("the API servers give tokens for up to %s, longer than the %s that are waited for: replace every pod whose tokens may live longer before that is over (kubectl rollout restart), also those that only use the API server, with tokens of an hour: they are refused once the old key is removed", r.state.Lifetime, r.lifetime())
+	}
 	return r.until(ctx, func(ctx context.Context) (string, time.Time, error) {
 		servers, err := r.observe(ctx)
 		for _, s := range servers {
