@@ -210,7 +210,7 @@ func (j *judge) failures() (byPods, byCloud int, words []string) {
 	for _, s := range j.pods {
 		byPods += len(s.failed) + len(s.odd)
 		for _, r := range s.failed {
-			words = append(words, fmt.Sprintf("%s of key %s: %d %.200s", s.name, r.KeyID, r.Status, r.Error))
+			words = append(words, fmt.Sprintf("%s of key %s at %s: %d %.200s", s.name, r.KeyID, r.At.UTC().Format(time.TimeOnly), r.Status, r.Error))
 		}
 		words = append(words, s.odd...)
 	}
@@ -244,7 +244,7 @@ func (j *judge) sound(t *testing.T) {
 	})
 	byPods, byCloud, words := j.failures()
 	if byPods > 0 || byCloud > 0 {
-		t.Errorf("%d exchanges failed by the pods and %d by the cloud: %q", byPods, byCloud, words[:min(len(words), 5)])
+		t.Errorf("%d exchanges failed by the pods and %d by the cloud: %q", byPods, byCloud, words[:min(len(words), 10)])
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
