@@ -200,8 +200,8 @@ func items(dec *json.Decoder, each func(raw []byte)) error {
 }
 
 // watch calls each with every change from a version on, for at most the given
-// time.
-func (a *API) watch(ctx context.Context, version string, limit time.Duration, each func(kind string, raw []byte)) error {
+// time, and returns the version it has reached. The server may end it sooner.
+func (a *API) watch(ctx context.Context, version string, limit time.Duration, each func(kind string, raw []byte)) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit+callLimit) // a connection may die silently
 	defer cancel()
 	query := podQuery()
@@ -211,7 +211,7 @@ func (a *API) watch(ctx context.Context, version string, limit time.Duration, ea
 	query.Set("timeoutSeconds", strconv.Itoa(max(1, int(limit.Seconds()))))
 	resp, err := a.send(ctx, http.MethodGet, "/api/v1/pods", query, nil)
 	if err != nil {
-		return fmt.Errorf("watching pods: %w", err)
+		return version, fmt.Errorf("watching pods: %w", err)
 	}
 	defer resp.Body.Close()
 	dec := json.NewDecoder(resp.Body)
@@ -223,12 +223,18 @@ func (a *API) watch(ctx context.Context, version string, limit time.Duration, ea
 		err := dec.Decode(&event)
 		switch {
 		case errors.Is(err, io.EOF):
-			return nil
+			return version, nil
 		case err != nil:
-			return fmt.Errorf("watching pods: %w", err)
+			return version, fmt.Errorf("watching pods: %w", err)
 		case event.Type == "ERROR":
-			return fmt.Errorf("watching pods: the server says %.200s", event.Object)
+			return version, fmt.Errorf("watching pods: the server says %.200s", event.Object)
 		}
 		each(event.Type, event.Object)
+		var o struct {
+			Metadata struct{ ResourceVersion string }
+		}
+		if json.Unmarshal(event.Object, &o) == nil && o.Metadata.ResourceVersion != "" {
+			version = o.Metadata.ResourceVersion
+		}
 	}
 }

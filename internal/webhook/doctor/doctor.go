@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"net/http"
 	"sync"
@@ -17,14 +18,10 @@ import (
 	"github.com/lanyard-id/lanyard/internal/webhook/mutation"
 )
 
-// Accounts finds service accounts.
+// Accounts remembers service accounts.
 type Accounts interface {
 	// Known returns what is in memory: an account with annotations, or nothing.
 	Known(namespace, name string) mutation.ServiceAccount
-
-	// ServiceAccount asks the API server if need be. An account that does not
-	// exist is an error.
-	ServiceAccount(ctx context.Context, namespace, name string) (mutation.ServiceAccount, error)
 }
 
 // A Doctor looks after the pods of a cluster. The fields up to Identity must
@@ -56,10 +53,15 @@ type Doctor struct {
 	look     int                   // number of the current look
 	treated  map[string]*treatment // by owner
 	stopped  bool                  // too many treatments did not help
+	proven   bool                  // the last treatment that is over helped
+	failed   int                   // evictions that could not be tried, one after the other
+	mute     int                   // rounds in which no Event could be written, one after the other
+	speak    time.Time             // when to try again
 	unhelped []patient             // replacements that were no better, to be told
 	next     time.Time             // the earliest next eviction
 
 	namespaces map[string]map[string]string // labels; only the follower's
+	unread     int                          // namespaces of this look without labels; likewise
 	hook       diagnosis.Hook               // likewise
 }
 
@@ -71,6 +73,7 @@ type Pace struct {
 	Grace   time.Duration // the age at which a pod may be evicted; 30 s
 	Replace time.Duration // how long to wait for a replacement to be ready; 10 min
 	Remind  time.Duration // between Events about one pod; 30 min, since they live for an hour
+	Doubt   time.Duration // after which an eviction without answer has happened or will not; 1 min, as requests take at most
 	Retry   time.Duration // first pause after a budget's refusal, doubled up to 32 times it; 10 s
 }
 
@@ -78,7 +81,7 @@ func (p Pace) orDefaults() Pace {
 	return Pace{
 		Lease: cmp.Or(p.Lease, 15*time.Second), Round: cmp.Or(p.Round, time.Second), Evict: cmp.Or(p.Evict, 5*time.Second),
 		Grace: cmp.Or(p.Grace, 30*time.Second), Replace: cmp.Or(p.Replace, 10*time.Minute), Remind: cmp.Or(p.Remind, 30*time.Minute),
-		Retry: cmp.Or(p.Retry, 10*time.Second),
+		Doubt: cmp.Or(p.Doubt, time.Minute), Retry: cmp.Or(p.Retry, 10*time.Second),
 	}
 }
 
@@ -86,7 +89,13 @@ const (
 	maxPatients = 5000 // some 2 MB
 	perRound    = 5    // Events
 	maxWaiting  = 5    // owners whose replacement is waited for
-	maxUnhelped = 10   // owners whose replacement was no better: then it is not the owners
+
+	// Owners whose replacement was no better, or never came: then it is not the
+	// owners. Of a namespace so many count, and then it is left alone.
+	maxUnhelped, maxUnhelpedHere = 10, 3
+
+	maxHandedOn = 100            // attempts
+	remembered  = 24 * time.Hour // owners without a pod that was no better: more than it takes to count to maxUnhelped
 )
 
 // Run looks after the pods whenever this replica has the Lease, until the
@@ -107,7 +116,9 @@ func (d *Doctor) Run(ctx context.Context) error {
 // lead acts until the context ends, and forgets.
 func (d *Doctor) lead(ctx context.Context) {
 	d.mu.Lock()
-	d.patients, d.treated, d.stopped, d.over = map[string]*patient{}, restore(d.lease.tried(), d.Pace.Replace), false, 0
+	d.patients, d.treated, d.over = map[string]*patient{}, restore(d.lease.tried(), d.Pace.Replace), 0
+	_, unhelped := d.unhelpedOwners()
+	d.stopped, d.proven, d.failed, d.mute = unhelped >= maxUnhelped, false, 0, 0
 	d.mu.Unlock()
 	d.Metrics.acting.Set(1)
 	following := make(chan struct{})
@@ -168,7 +179,7 @@ func (d *Doctor) lookAround(ctx context.Context) error {
 	if hook.Conditional && !d.hook.Conditional {
 		d.Logger.WarnContext(ctx, "the webhook's configuration has matchConditions, which only the API server evaluates: pods that they leave out are reported too", "configuration", d.Configuration)
 	}
-	d.hook, d.namespaces = hook, map[string]map[string]string{}
+	d.hook, d.namespaces, d.unread = hook, map[string]map[string]string{}, 0
 	d.mu.Lock()
 	d.look++
 	d.over = 0
@@ -185,8 +196,28 @@ func (d *Doctor) lookAround(ctx context.Context) error {
 	}
 	d.forget()
 	d.mu.Unlock()
-	d.Metrics.looked.SetToCurrentTime()
-	return d.API.watch(ctx, version, d.Interval, func(kind string, raw []byte) {
+	if d.unread == 0 {
+		d.Metrics.looked.SetToCurrentTime()
+	} else {
+		d.Logger.WarnContext(ctx, "the pods of some namespaces are not judged", "namespaces", d.unread)
+	}
+	for end := time.Now().Add(d.Interval); ; {
+		started := time.Now()
+		if version, err = d.watch(ctx, version, time.Until(end)); err != nil || ctx.Err() != nil || time.Until(end) < shortWatch {
+			return err
+		}
+		if time.Since(started) < shortWatch {
+			return errors.New("watching pods: the server ends every watch at once")
+		}
+	}
+}
+
+// shortWatch is a watch that is as good as refused: looking at every pod again
+// each time is not an answer to it.
+const shortWatch = time.Second
+
+func (d *Doctor) watch(ctx context.Context, version string, limit time.Duration) (string, error) {
+	return d.API.watch(ctx, version, limit, func(kind string, raw []byte) {
 		switch kind {
 		case "ADDED", "MODIFIED":
 			d.see(ctx, raw)
@@ -254,7 +285,9 @@ func (d *Doctor) labels(ctx context.Context, namespace string) map[string]string
 	if !ok {
 		var err error
 		if known, err = d.readLabels(ctx, d.hook, namespace); err != nil {
-			d.Logger.WarnContext(ctx, "the doctor cannot read a namespace's labels, which the webhook's namespaceSelector needs: its pods are not judged", "namespace", namespace, "err", err)
+			if d.unread++; d.unread == 1 { // the others are counted
+				d.Logger.WarnContext(ctx, "the doctor cannot read a namespace's labels, which the webhook's namespaceSelector needs: its pods are not judged", "namespace", namespace, "err", err)
+			}
 			known = nil
 		}
 		d.namespaces[namespace] = known

@@ -83,7 +83,10 @@ func (l *lease) hold(ctx context.Context, lead func(context.Context)) {
 		if leading.Err() != nil {
 			break
 		}
-		switch err := l.renew(leading); {
+		limit, cancel := context.WithTimeout(leading, l.lasts/3) // or the Lease could end meanwhile
+		err := l.renew(limit)
+		cancel()
+		switch {
 		case err == nil:
 			renewed = time.Now()
 		case apierrors.IsConflict(err), time.Since(renewed) > l.lasts*2/3:

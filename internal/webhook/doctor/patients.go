@@ -30,6 +30,8 @@ func newPatient(pod diagnosis.Subject) *patient {
 
 func (p *patient) key() string { return p.namespace + "/" + p.name }
 
+func (p *patient) ownerKey() string { return ownerKey(p.namespace, p.owner) }
+
 // ownerKey is how pods of one controller are known: whatever a pod says of its
 // owner counts in its own namespace only.
 func ownerKey(namespace string, o diagnosis.Owner) string { return namespace + "/" + o.UID }

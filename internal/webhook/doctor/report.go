@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -53,14 +54,17 @@ func (d *Doctor) report(ctx context.Context) {
 			d.Logger.WarnContext(ctx, "writing an event", "namespace", p.namespace, "pod", p.name, "err", err)
 		}
 	}
-	for _, p := range d.due() {
+	due, failed := d.due(), 0
+	for _, p := range due {
 		if p.reported == 0 {
 			d.Logger.WarnContext(ctx, "a pod lacks its workload identity", "namespace", p.namespace, "pod", p.name, "uid", p.uid, "finding", p.verdict.Finding,
 				"detail", p.verdict.Detail, "owner", p.owner.Kind+"/"+p.owner.Name, "notEvicted", p.verdict.Keep)
 		}
 		wait := d.Pace.Remind
 		if err := d.tell(ctx, p, "Warning", string(p.verdict.Finding), advice(p.verdict, p.owner), p.reported); err != nil {
-			d.Logger.WarnContext(ctx, "writing an event", "namespace", p.namespace, "pod", p.name, "err", err)
+			if failed++; failed == 1 {
+				d.Logger.WarnContext(ctx, "writing an event", "namespace", p.namespace, "pod", p.name, "err", err)
+			}
 			wait = min(wait, time.Minute)
 		}
 		d.mu.Lock()
@@ -68,6 +72,16 @@ func (d *Doctor) report(ctx context.Context) {
 			now.reported, now.due = p.reported+1, time.Now().Add(wait)
 		}
 		d.mu.Unlock()
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case len(due) == 0:
+	case failed < len(due):
+		d.mute = 0
+	default: // as without the right to: not once a second for every pod
+		d.mute++
+		d.speak = time.Now().Add(d.Pace.Round << min(d.mute, 6))
 	}
 }
 
@@ -77,6 +91,9 @@ func (d *Doctor) due() []patient {
 	defer d.mu.Unlock()
 	var all []*patient
 	now := time.Now()
+	if now.Before(d.speak) {
+		return nil
+	}
 	for _, p := range d.patients {
 		if now.After(p.due) {
 			all = append(all, p)
@@ -129,7 +146,7 @@ func (d *Doctor) tell(ctx context.Context, p patient, kind, reason, note string,
 		}
 	}
 	if len(note) > maxNote {
-		note = note[:maxNote-3] + "..."
+		note = strings.ToValidUTF8(note[:maxNote-3], "") + "..." // a cut character would be replaced by a longer one
 	}
 	err := d.API.call(ctx, http.MethodPost, path, event{
 		TypeMeta: metav1.TypeMeta{APIVersion: "events.k8s.io/v1", Kind: "Event"},

@@ -1,25 +1,34 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/lanyard-id/lanyard/internal/webhook/doctor/diagnosis"
+	"github.com/lanyard-id/lanyard/internal/webhook/mutation"
 )
 
 // A treatment is what the doctor does to the pods of one owner. The key is
 // ownerKey.
 type treatment struct {
-	finding  diagnosis.Finding
-	evicted  string    // UID of the pod; empty: a budget has refused, or an earlier leader evicted it
+	pod      patient   // that was evicted; the zero patient: a budget has refused, or an earlier leader evicted it
 	at       time.Time // of the eviction, on the server's clock; pods made since are its replacement
 	deadline time.Time // for the replacement
 	unhelped bool      // it was no better: the owner is left alone
+
+	// The server has not said whether it evicts the pod. When it must have
+	// ended, the pod is looked at.
+	doubt bool
+	ends  time.Time
 
 	refused int       // by a budget, one after the other
 	again   time.Time // when to ask it again
@@ -27,17 +36,23 @@ type treatment struct {
 
 func (t *treatment) waiting() bool { return !t.unhelped && !t.at.IsZero() }
 
+// attempt is a treatment as it is handed on.
+type attempt struct {
+	At       time.Time `json:"at"`
+	Unhelped bool      `json:"unhelped,omitempty"`
+}
+
 // restore reads what the last leader has tried. Whether it helped shows in the
-// pods made since.
+// pods made since, or was seen.
 func restore(text string, wait time.Duration) map[string]*treatment {
 	out := map[string]*treatment{}
-	var tried map[string]time.Time
+	var tried map[string]attempt
 	if json.Unmarshal([]byte(text), &tried) != nil {
 		return out
 	}
-	for owner, at := range tried {
-		if len(out) < maxWaiting+maxUnhelped {
-			out[owner] = &treatment{finding: diagnosis.NotMutated, at: at, deadline: time.Now().Add(wait)}
+	for owner, a := range tried {
+		if len(out) < maxHandedOn {
+			out[owner] = &treatment{at: a.At, deadline: time.Now().Add(wait), unhelped: a.Unhelped}
 		}
 	}
 	return out
@@ -48,10 +63,10 @@ func restore(text string, wait time.Duration) map[string]*treatment {
 func (d *Doctor) tried() string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	out := map[string]time.Time{}
+	out := map[string]attempt{}
 	for owner, t := range d.treated {
 		if !t.at.IsZero() {
-			out[owner] = t.at
+			out[owner] = attempt{t.at, t.unhelped}
 		}
 	}
 	text, err := json.Marshal(out)
@@ -63,6 +78,7 @@ func (d *Doctor) tried() string {
 
 // treat evicts at most one pod.
 func (d *Doctor) treat(ctx context.Context) {
+	d.settle(ctx)
 	if d.Ready != nil && d.Ready() != nil {
 		return
 	}
@@ -72,8 +88,9 @@ func (d *Doctor) treat(ctx context.Context) {
 	}
 	verdict, err := d.again(ctx, p)
 	if err != nil {
-		d.Logger.WarnContext(ctx, "the doctor cannot look at a pod again before its eviction", "namespace", p.namespace, "pod", p.name, "err", err)
 		d.hold(p, "")
+		d.slower()
+		d.Logger.WarnContext(ctx, "the doctor cannot look at a pod again before its eviction", "namespace", p.namespace, "pod", p.name, "err", err)
 		return
 	}
 	if verdict.Finding != p.verdict.Finding || verdict.Keep != "" {
@@ -83,31 +100,72 @@ func (d *Doctor) treat(ctx context.Context) {
 	d.evict(ctx, p)
 }
 
-// candidate returns the oldest pod that may be evicted now.
+// slower makes the next eviction wait, longer the more have failed: what fails
+// for every pod, as a missing right does, fills no log.
+func (d *Doctor) slower() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.failed++
+	d.next = time.Now().Add(d.Pace.Evict << min(d.failed, 4))
+}
+
+// settle finds out whether pods were evicted of which the server has not said
+// so.
+func (d *Doctor) settle(ctx context.Context) {
+	d.mu.Lock()
+	var doubts []*treatment
+	for _, t := range d.treated {
+		if t.doubt && time.Now().After(t.ends) {
+			doubts = append(doubts, t)
+		}
+	}
+	d.mu.Unlock()
+	for _, t := range doubts {
+		pod, found, err := d.read(ctx, t.pod)
+		d.mu.Lock()
+		switch {
+		case err != nil:
+			t.ends = time.Now().Add(d.Pace.Doubt)
+		case found && !pod.Over && d.treated[t.pod.ownerKey()] == t:
+			t.doubt = false
+			d.refuse(t.pod)
+		default:
+			t.doubt = false
+		}
+		d.mu.Unlock()
+	}
+}
+
+// candidate returns the oldest pod that may be evicted now. The first eviction
+// has to help before there are two at a time.
 func (d *Doctor) candidate(ctx context.Context) (patient, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now, waiting := time.Now(), 0
 	for key, t := range d.treated {
-		if t.waiting() && now.After(t.deadline) {
-			// What an earlier leader has only meant to evict has no replacement.
-			if t.evicted != "" && d.ails(key) {
-				d.giveUp(ctx, key, t, patient{}, fmt.Sprintf("no replacement was ready within %s", d.Pace.Replace))
-			} else {
-				delete(d.treated, key)
-			}
-		}
-		if t.waiting() {
+		switch {
+		case !t.waiting():
+		case t.doubt || now.Before(t.deadline):
 			waiting++
+		case t.pod.uid == "": // what an earlier leader has only meant to evict has no replacement
+			delete(d.treated, key)
+		default:
+			d.giveUp(ctx, key, t, patient{}, fmt.Sprintf("no replacement was ready within %s", d.Pace.Replace))
 		}
 	}
-	if d.stopped || waiting >= maxWaiting || now.Before(d.next) {
+	limit := 1
+	if d.proven {
+		limit = maxWaiting
+	}
+	if d.stopped || waiting >= limit || now.Before(d.next) {
 		return patient{}, false
 	}
+	here, _ := d.unhelpedOwners()
 	var oldest *patient
 	for _, p := range d.patients {
-		t := d.treated[ownerKey(p.namespace, p.owner)]
+		t := d.treated[p.ownerKey()]
 		switch {
+		case here[p.namespace] >= maxUnhelpedHere:
 		case p.verdict.Keep != "", p.verdict.Finding == diagnosis.StaleIdentity && !d.EvictStale:
 		case d.API.now().Sub(p.created) < d.Pace.Grace:
 		case t != nil && (t.unhelped || !t.at.IsZero() || now.Before(t.again)):
@@ -124,7 +182,7 @@ func (d *Doctor) candidate(ctx context.Context) (patient, bool) {
 // ails reports whether a pod of the owner has a finding.
 func (d *Doctor) ails(owner string) bool {
 	for _, p := range d.patients {
-		if ownerKey(p.namespace, p.owner) == owner {
+		if p.ownerKey() == owner {
 			return true
 		}
 	}
@@ -142,27 +200,31 @@ func (d *Doctor) again(ctx context.Context, p patient) (diagnosis.Verdict, error
 	if err != nil {
 		return diagnosis.Verdict{}, err
 	}
-	var raw json.RawMessage
-	err = d.API.call(ctx, http.MethodGet, "/api/v1/namespaces/"+p.namespace+"/pods/"+p.name, nil, &raw)
-	if apierrors.IsNotFound(err) {
-		return diagnosis.Verdict{}, nil
-	}
-	if err != nil {
+	pod, found, err := d.read(ctx, p)
+	if err != nil || !found || pod.Owner != p.owner {
 		return diagnosis.Verdict{}, err
 	}
-	pod, err := diagnosis.ParseSubject(raw)
-	if err != nil {
-		return diagnosis.Verdict{}, err
-	}
-	if pod.UID != p.uid || pod.Owner != p.owner {
-		return diagnosis.Verdict{}, nil
-	}
-	account, err := d.Accounts.ServiceAccount(ctx, p.namespace, pod.ServiceAccount)
-	if err != nil {
+	// Not from the cache: its watch may be late, and the other replicas' ahead.
+	var o metav1.PartialObjectMetadata
+	if err := d.API.call(ctx, http.MethodGet, "/api/v1/namespaces/"+p.namespace+"/serviceaccounts/"+pod.ServiceAccount, nil, &o); err != nil {
 		return diagnosis.Verdict{}, fmt.Errorf("its service account, without which a new pod would be refused: %w", err)
 	}
-	account.Namespace, account.Name = p.namespace, pod.ServiceAccount
+	account := mutation.ServiceAccount{Namespace: p.namespace, Name: pod.ServiceAccount, Labels: o.Labels, Annotations: o.Annotations}
 	return diagnosis.Judge(pod, labels, hook, account, d.config()), nil
+}
+
+// read returns the pod as it is now, and whether it is there.
+func (d *Doctor) read(ctx context.Context, p patient) (diagnosis.Subject, bool, error) {
+	var raw json.RawMessage
+	err := d.API.call(ctx, http.MethodGet, "/api/v1/namespaces/"+p.namespace+"/pods/"+p.name, nil, &raw)
+	if apierrors.IsNotFound(err) {
+		return diagnosis.Subject{}, false, nil
+	}
+	if err != nil {
+		return diagnosis.Subject{}, false, err
+	}
+	pod, err := diagnosis.ParseSubject(raw)
+	return pod, err == nil && pod.UID == p.uid, err
 }
 
 // hold leaves an owner alone for a while, and a pod for the reason that has
@@ -178,13 +240,13 @@ func (d *Doctor) hold(p patient, keep string) {
 
 // refuse makes the owner of a pod wait, longer each time.
 func (d *Doctor) refuse(p patient) {
-	key := ownerKey(p.namespace, p.owner)
+	key := p.ownerKey()
 	t := d.treated[key]
 	if t == nil {
-		t = &treatment{finding: p.verdict.Finding}
+		t = &treatment{}
 		d.treated[key] = t
 	}
-	t.at, t.evicted = time.Time{}, ""
+	t.at, t.pod = time.Time{}, patient{}
 	t.again = time.Now().Add(d.Pace.Retry << min(t.refused, 5))
 	t.refused++
 }
@@ -192,7 +254,7 @@ func (d *Doctor) refuse(p patient) {
 // evict asks the API server to evict this very pod. Other pods are out of
 // reach, whatever the pod says about its owner.
 func (d *Doctor) evict(ctx context.Context, p patient) {
-	key := ownerKey(p.namespace, p.owner)
+	key := p.ownerKey()
 	d.mu.Lock()
 	d.next = time.Now().Add(d.Pace.Evict)
 	t := d.treated[key]
@@ -200,11 +262,12 @@ func (d *Doctor) evict(ctx context.Context, p patient) {
 		t = &treatment{}
 		d.treated[key] = t
 	}
-	t.finding, t.evicted, t.at, t.deadline = p.verdict.Finding, p.uid, d.API.now().Truncate(time.Second), time.Now().Add(d.Pace.Replace)
+	t.pod, t.at, t.deadline = p, d.API.now().Truncate(time.Second), time.Now().Add(d.Pace.Replace)
 	d.mu.Unlock()
 
-	err := d.lease.renew(ctx)
+	err, asked := d.lease.renew(ctx), false
 	if err == nil {
+		asked = true
 		err = d.API.call(ctx, http.MethodPost, "/api/v1/namespaces/"+p.namespace+"/pods/"+p.name+"/eviction", map[string]any{
 			"apiVersion": "policy/v1", "kind": "Eviction",
 			"metadata":      map[string]any{"name": p.name, "namespace": p.namespace},
@@ -216,6 +279,7 @@ func (d *Doctor) evict(ctx context.Context, p patient) {
 	case err == nil:
 		d.Metrics.evictions.WithLabelValues(resultEvicted).Inc()
 		log.InfoContext(ctx, "pod evicted")
+		d.fine()
 		if err := d.tell(ctx, p, "Normal", reasonEvicted, "Evicted so that its replacement gets the workload identity: "+p.verdict.Detail+".", 0); err != nil {
 			log.WarnContext(ctx, "writing an event", "err", err)
 		}
@@ -223,17 +287,36 @@ func (d *Doctor) evict(ctx context.Context, p patient) {
 	case apierrors.IsTooManyRequests(err):
 		d.Metrics.evictions.WithLabelValues(resultRefused).Inc()
 		log.InfoContext(ctx, "a PodDisruptionBudget does not allow the eviction now", "err", err)
+		d.fine()
 	case apierrors.IsNotFound(err), apierrors.IsConflict(err): // it has gone, or we are not the leader
 		log.InfoContext(ctx, "the pod was not evicted", "err", err)
 	default:
 		d.Metrics.evictions.WithLabelValues(resultFailed).Inc()
+		d.slower()
 		log.WarnContext(ctx, "evicting the pod", "err", err)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if asked && uncertain(err) {
+		t.doubt, t.ends = true, time.Now().Add(d.Pace.Doubt)
+		return
+	}
 	if d.treated[key] == t && !t.unhelped {
 		d.refuse(p)
 	}
+}
+
+func (d *Doctor) fine() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.failed = 0
+}
+
+// uncertain reports whether a request that ended with this error may have been
+// carried out, or may still be.
+func uncertain(err error) bool {
+	var answer apierrors.APIStatus
+	return !errors.As(err, &answer) || answer.Status().Code >= http.StatusInternalServerError
 }
 
 // observe sees whether a pod is the replacement of an evicted one, and if that
@@ -245,11 +328,12 @@ func (d *Doctor) observe(ctx context.Context, pod diagnosis.Subject, v diagnosis
 	key := ownerKey(pod.Namespace, pod.Owner)
 	t := d.treated[key]
 	switch {
-	case t == nil, !t.waiting(), pod.UID == t.evicted, pod.Created.Before(t.at):
+	case t == nil, !t.waiting(), pod.UID == t.pod.uid, pod.Created.Before(t.at):
 	case v.Finding != diagnosis.Healthy:
 		d.giveUp(ctx, key, t, *newPatient(pod), "the replacement has no workload identity either")
 	case pod.Ready:
 		delete(d.treated, key)
+		d.proven = true
 		d.Metrics.evictions.WithLabelValues(resultHealed).Inc()
 		d.Logger.InfoContext(ctx, "a replacement has its workload identity", "namespace", pod.Namespace, "pod", pod.Name, "owner", pod.Owner.Kind+"/"+pod.Owner.Name)
 	}
@@ -258,22 +342,37 @@ func (d *Doctor) observe(ctx context.Context, pod diagnosis.Subject, v diagnosis
 // giveUp leaves an owner alone from now on: more evictions would only harm. p
 // is the replacement, if there is one.
 func (d *Doctor) giveUp(ctx context.Context, key string, t *treatment, p patient, why string) {
-	t.unhelped = true
+	t.unhelped, t.doubt, d.proven = true, false, false
+	of := cmp.Or(t.pod, p)
 	d.Metrics.evictions.WithLabelValues(resultUnhealed).Inc()
-	d.Logger.ErrorContext(ctx, "an eviction did not help: no other pod of this owner is evicted", "namespace", p.namespace, "pod", p.name, "owner", key, "err", why)
+	d.Logger.ErrorContext(ctx, "an eviction did not help: no other pod of this owner is evicted", "namespace", of.namespace, "evicted", t.pod.name, "replacement", p.name, "owner", of.owner.Kind+"/"+of.owner.Name, "err", why)
 	if p.uid != "" {
 		d.unhelped = append(d.unhelped, p)
 	}
-	number := 0
-	for _, t := range d.treated {
-		if t.unhelped {
-			number++
+	here, all := d.unhelpedOwners()
+	if ns := of.namespace; here[ns] == maxUnhelpedHere {
+		d.Logger.ErrorContext(ctx, "evictions do not help in this namespace: none are made there any more. See what else changes its pods", "namespace", ns)
+	}
+	if all >= maxUnhelped && !d.stopped {
+		d.stopped = true
+		d.Logger.ErrorContext(ctx, "evictions do not help: none are made any more. See whether the API server reaches the webhook, and then delete the lease to begin anew", "owners", all, "lease", d.Namespace+"/"+LeaseName)
+	}
+}
+
+// unhelpedOwners counts the owners whom evictions did not help, by namespace,
+// and as far as they count against evictions anywhere: the pods of one
+// namespace, which its users may change as they like, do not stop those of
+// others.
+func (d *Doctor) unhelpedOwners() (here map[string]int, all int) {
+	here = map[string]int{}
+	for key, t := range d.treated {
+		if namespace, _, _ := strings.Cut(key, "/"); t.unhelped {
+			if here[namespace]++; here[namespace] <= maxUnhelpedHere {
+				all++
+			}
 		}
 	}
-	if number >= maxUnhelped && !d.stopped {
-		d.stopped = true
-		d.Logger.ErrorContext(ctx, "evictions do not help: none are made any more. See whether the API server reaches the webhook", "owners", number)
-	}
+	return here, all
 }
 
 // forget drops what was done to owners all of whose pods are well.
@@ -281,7 +380,7 @@ func (d *Doctor) forget() {
 	for key, t := range d.treated {
 		switch {
 		case t.waiting() || d.ails(key):
-		case t.unhelped && time.Since(t.at) < time.Hour:
+		case t.unhelped && time.Since(t.at) < remembered:
 		default:
 			delete(d.treated, key)
 		}
