@@ -85,7 +85,6 @@ func (f *flags) add(cmd *cobra.Command, v serviceaccount.Verb, phase string) {
 	f.azure.Add(cmd)
 	s.StringVarP(&f.subscriptionID, "subscription-id", "s", "", "`subscription` (default $AZURE_SUBSCRIPTION_ID, or az's)")
 	f.cluster.Add(cmd, "`namespace` of the service account")
-	_ = cmd.RegisterFlagCompletionFunc("namespace", f.completeNames(false))
 	cli.Output(cmd, &f.output, "json")
 }
 
