@@ -76,9 +76,11 @@ have stays published for --keep, so that tokens which it signed can end.`,
 					Logger: slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil)),
 				}
 				// A mistake is told at once, not every minute.
-				if _, err := p.Once(cmd.Context()); err != nil {
+				changed, err := p.Once(cmd.Context())
+				if err != nil {
 					return err
 				}
+				p.Logger.InfoContext(cmd.Context(), "the issuer's documents are published, and watched from now on", "target", place.String(), "changed", changed, "interval", interval)
 				p.Permission.Force = false // it was about what was there; the keys of an API server that is away stay
 				return p.Run(cmd.Context())
 			}
