@@ -35,6 +35,9 @@ func warnings(pod Pod, sa ServiceAccount, cfg Config, before record, skip map[st
 			}
 		}
 	}
+	if x != nil && cfg.Endpoint.asked(pod) {
+		warn("the token proxy asks Entra, which refuses a token for %s: the proxy fails in a pod with the annotation %s", cfg.Endpoint.Audience, cfg.Endpoint.annotation())
+	}
 	x.warnings(pod, warn)
 	if pod.hostNetwork {
 		warn("the pod is on the host's network: a client that falls back to the metadata service gets the node's identity, not the one of %s", who)
@@ -83,7 +86,7 @@ func warnSkipped(pod Pod, skip map[string]bool, x *proxy, warn func(string, ...a
 		case x.ours(name):
 			warn("annotation %s names %s: the token proxy cannot do without the token, the name is ignored", workloadidentity.AnnotationSkipContainers, quote(name))
 		case !pod.has(name):
-			warn("annotation %s names %s, but the pod has no such container", workloadidentity.AnnotationSkipContainers, quote(name))
+			warn("annotation %s names %s, but the pod has no such container (names are separated by ;)", workloadidentity.AnnotationSkipContainers, quote(name))
 		}
 	}
 }
