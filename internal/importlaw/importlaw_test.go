@@ -28,7 +28,7 @@ var layers = []struct {
 }{
 	{"api", []string{"api", "deploy"}},
 	{"rules", []string{"internal/azure", "internal/azrbac", "internal/schedule", "internal/binding"}},
-	{"protocols", []string{"internal/imds", "internal/oidc", "internal/token", "internal/entra", "internal/credential", "internal/redirect", "internal/sandbox", "internal/arm", "internal/graph", "internal/federated"}},
+	{"protocols", []string{"internal/imds", "internal/oidc", "internal/token", "internal/entra", "internal/credential", "internal/redirect", "internal/sandbox", "internal/arm", "internal/graph", "internal/federated", "internal/metricstest"}},
 	{"components", []string{"internal/access", "internal/mic", "internal/nmi", "internal/proxy", "internal/webhook", "internal/serviceaccount", "internal/migrate", "internal/issuer", "internal/federation"}},
 	{"cloud", []string{"internal/cloud"}},
 	{"lab", []string{"internal/lab"}},

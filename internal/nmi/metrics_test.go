@@ -3,8 +3,6 @@ package nmi
 import (
 	"errors"
 	"fmt"
-	"os"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -14,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/lanyard-id/lanyard/internal/imds"
+	"github.com/lanyard-id/lanyard/internal/metricstest"
 )
 
 // series lists what is counted as "name label label …".
@@ -103,18 +102,7 @@ func TestTheListOfMetricsIsComplete(t *testing.T) {
 }
 
 func TestTheDocumentsListTheMetrics(t *testing.T) {
-	text, err := os.ReadFile("../../docs/operations.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range names {
-		if !strings.Contains(string(text), "`"+name+"`") {
-			t.Errorf("docs/operations.md does not list %s", name)
-		}
-	}
-	for _, m := range regexp.MustCompile("`(aadpodidentity_(?:nmi|imds)_[a-z_]+)`").FindAllStringSubmatch(string(text), -1) {
-		if !slices.Contains(names, m[1]) {
-			t.Errorf("docs/operations.md lists %s, which does not exist", m[1])
-		}
-	}
+	described := &metricstest.Names{}
+	described.MustRegister(allMetrics())
+	metricstest.Documented(t, described, "aadpodidentity_nmi_", "aadpodidentity_imds_")
 }
