@@ -269,20 +269,6 @@ func (j *judge) sound(t *testing.T) {
 	}
 }
 
-// refreshes logs which tokens each pod had.
-func (j *judge) refreshes(t *testing.T) map[string][]report {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	all := map[string][]report{}
-	for _, s := range j.pods {
-		all[s.name] = slices.Clone(s.tokens)
-		for _, r := range s.tokens {
-			t.Logf("%s at %s: a token of key %.8s, issued %s, for %s", s.name, r.At.UTC().Format(time.TimeOnly), r.KeyID, r.Issued.Format(time.TimeOnly), r.Ends.Sub(r.Issued))
-		}
-	}
-	return all
-}
-
 func every(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()

@@ -3,6 +3,7 @@
 package keyrotation
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -17,6 +18,20 @@ import (
 // shortest is the shortest life that an API server gives a token. The kubelet
 // refreshes it after four fifths.
 const shortest = 10 * time.Minute
+
+// refreshes logs which tokens each pod had.
+func (j *judge) refreshes(t *testing.T) map[string][]report {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	all := map[string][]report{}
+	for _, s := range j.pods {
+		all[s.name] = slices.Clone(s.tokens)
+		for _, r := range s.tokens {
+			t.Logf("%s at %s: a token of key %.8s, issued %s, for %s", s.name, r.At.UTC().Format(time.TimeOnly), r.KeyID, r.Issued.Format(time.TimeOnly), r.Ends.Sub(r.Issued))
+		}
+	}
+	return all
+}
 
 // handwritten are pods as somebody writes them without the webhook, which gives
 // no token less than an hour.
