@@ -126,7 +126,8 @@ func (d *Doctor) settle(ctx context.Context) {
 		switch {
 		case err != nil:
 			t.ends = time.Now().Add(d.Pace.Doubt)
-		case found && !pod.Over && d.treated[t.pod.ownerKey()] == t:
+		case d.treated[t.pod.ownerKey()] != t || t.unhelped: // its replacement was seen meanwhile
+		case found && !pod.Over:
 			t.doubt = false
 			d.refuse(t.pod)
 		default:
@@ -297,11 +298,11 @@ func (d *Doctor) evict(ctx context.Context, p patient) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if asked && uncertain(err) {
+	switch {
+	case d.treated[key] != t || t.unhelped: // its replacement was seen meanwhile
+	case asked && uncertain(err):
 		t.doubt, t.ends = true, time.Now().Add(d.Pace.Doubt)
-		return
-	}
-	if d.treated[key] == t && !t.unhelped {
+	default:
 		d.refuse(p)
 	}
 }
