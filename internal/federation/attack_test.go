@@ -128,6 +128,9 @@ func TestTheSchemaRefuses(t *testing.T) {
 		"a resource id of a vault":     {lanyard.FederatedIdentitySpec{ServiceAccountName: "a", ResourceID: group + "/providers/Microsoft.KeyVault/vaults/x"}, "resourceID"},
 		"a resource id below another":  {lanyard.FederatedIdentitySpec{ServiceAccountName: "a", ResourceID: identity + "x/federatedIdentityCredentials/y"}, "resourceID"},
 		"a tenant that is a host":      {lanyard.FederatedIdentitySpec{ServiceAccountName: "a", ClientID: id, TenantID: "attacker.example"}, "tenantID"},
+		"a name no account can have":   {lanyard.FederatedIdentitySpec{ServiceAccountName: "A_b", ClientID: id}, "serviceAccountName"},
+		"a name of another namespace":  {lanyard.FederatedIdentitySpec{ServiceAccountName: "a:b", ClientID: id}, "serviceAccountName"},
+		"a name with dots":             {lanyard.FederatedIdentitySpec{ServiceAccountName: "a.b-c", ClientID: id}, ""},
 		"nobody's identity":            {lanyard.FederatedIdentitySpec{ClientID: id}, "serviceAccountName"},
 		"an escaped character in a id": {lanyard.FederatedIdentitySpec{ServiceAccountName: "a", ResourceID: strings.Replace(identity, "/g/", "/g%2f/", 1) + "x"}, "resourceID"},
 	} {

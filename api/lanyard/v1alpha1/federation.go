@@ -17,6 +17,10 @@ import (
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Usable-Since",type=date,JSONPath=`.status.usableSince`
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:printcolumn:name="Credential",type=string,JSONPath=`.status.credentialName`,priority=1
+// +kubebuilder:printcolumn:name="Issuer",type=string,JSONPath=`.status.issuer`,priority=1
+// +kubebuilder:printcolumn:name="Parent",type=string,JSONPath=`.status.parentID`,priority=1
 type FederatedIdentity struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
@@ -36,6 +40,7 @@ type FederatedIdentitySpec struct {
 	//
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$`
 	ServiceAccountName string `json:"serviceAccountName"`
 	// clientID of a managed identity or an application. It is looked up in
 	// Microsoft Graph.
