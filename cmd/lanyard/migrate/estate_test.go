@@ -417,7 +417,12 @@ func (h *house) byController(t *testing.T, before map[string]string) {
 		t.Error(out)
 	}
 	h.served(t, true, "api")
-	h.lanyard(t, 0, "rollback")
+	out, _ := h.lanyard(t, 0, "rollback", "-o", "json")
+	var told struct{ RolledBack, Left []migrate.Ref }
+	must(t, json.Unmarshal([]byte(out), &told))
+	if !slices.Contains(told.RolledBack, migrate.Ref{Kind: "Deployment", Namespace: namespace, Name: "api"}) || len(told.Left) > 0 {
+		t.Errorf("rollback -o json tells %s", out)
+	}
 	h.served(t, false, "api")
 	if diff := cmp.Diff(before, h.snapshot(t)); diff != "" {
 		t.Errorf("after the rollback of what the controller federated (-before +now):\n%s", diff)

@@ -262,6 +262,9 @@ it then ends with 1, and is to be run again.`,
   lanyard migrate rollback -n shop --workload deployment/api --keep-edits`),
 		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := cli.CheckOutput(f.output, "json"); err != nil {
+				return err
+			}
 			b := move.Rollback{}
 			switch {
 			case force && keep:
@@ -276,7 +279,7 @@ it then ends with 1, and is to be run again.`,
 				return err
 			}
 			b.Namespace, b.Workloads, b.Issuer = f.options.Namespace, f.options.Workloads, f.options.Issuer
-			return m.Rollback(cmd.Context(), b)
+			return f.rollback(cmd, m, b)
 		},
 	}
 	f.scope(cmd)
@@ -285,5 +288,40 @@ it then ends with 1, and is to be run again.`,
 	cmd.Flags().StringVar(&f.options.Issuer, "issuer", "", "`URL` of the issuer that the cluster had when it was migrated (default: what the API server says)")
 	cmd.Flags().BoolVar(&force, "force", false, "overwrite what others have changed meanwhile")
 	cmd.Flags().BoolVar(&keep, "keep-edits", false, "keep what others have changed meanwhile")
+	cli.Output(cmd, &f.output, "json")
 	return cmd
+}
+
+// rollback rolls back, and tells a program which objects are what they were and
+// which are not yet, also when it fails.
+func (f *flags) rollback(cmd *cobra.Command, m *move.Mover, b move.Rollback) error {
+	if f.output == "" {
+		return m.Rollback(cmd.Context(), b)
+	}
+	before, err := m.Records(cmd.Context(), b.Namespace)
+	if err != nil {
+		return err
+	}
+	failure := m.Rollback(cmd.Context(), b)
+	left, err := m.Records(cmd.Context(), b.Namespace)
+	if err != nil {
+		return errors.Join(failure, err)
+	}
+	told := struct {
+		RolledBack []migrate.Ref `json:"rolledBack"`
+		Left       []migrate.Ref `json:"left"` // still as migration made them
+	}{[]migrate.Ref{}, []migrate.Ref{}}
+	remains := map[migrate.Ref]bool{}
+	for _, r := range left {
+		remains[r.Object] = true
+		told.Left = append(told.Left, r.Object)
+	}
+	for _, r := range before {
+		if !remains[r.Object] {
+			told.RolledBack = append(told.RolledBack, r.Object)
+		}
+	}
+	e := json.NewEncoder(cmd.OutOrStdout())
+	e.SetIndent("", "  ")
+	return errors.Join(failure, e.Encode(told))
 }
