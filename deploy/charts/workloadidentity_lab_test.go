@@ -46,7 +46,7 @@ func workloadIdentityOnTheLab(w *world, l *labHandle) {
 	before := w.state()
 
 	stop := w.keepCreating(l)
-	if err := w.upgrade(workloadIdentity.load(w), values(w, "doctor: {mode: \"off\"}")); err != nil {
+	if err := w.upgrade(workloadIdentity.load(w), values(w, "{}")); err != nil {
 		w.Errorf("upgrading: %v", err)
 	}
 	done("upgraded")
